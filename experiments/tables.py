@@ -1,0 +1,84 @@
+"""Render every table from the committed records alone: `python -m experiments.tables [--check]`."""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from stn.results.records import RecordError, read_records
+from stn.results.spec import NAME, TableError
+from stn.results.tables import FORMATS, load_table, render_table, select
+
+RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})")
+
+
+def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
+    """Every table × (protocol, data) for which at least one record fills a cell."""
+    records = read_records(results_dir)
+    paths = []
+    for spec in [load_table(path) for path in sorted((conf_dir / "table").glob("*.yaml"))]:
+        for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):
+            if select(spec, records, protocol, data):
+                paths += render_table(spec, records, protocol, out_dir, data)
+    return paths
+
+
+def rendered_files(folder: Path) -> dict[str, Path]:
+    """The files in a folder that are named like a rendered table; others are none of our business."""
+    return {path.name: path for path in sorted(folder.glob("*")) if RENDERED.fullmatch(path.name)}
+
+
+def differences(wanted: dict[str, Path], committed: dict[str, Path]) -> list[str]:
+    """One line for every committed table that is missing, superfluous, or not what the records give."""
+    lines = [f"missing: {name}" for name in wanted.keys() - committed.keys()]
+    lines += [f"superfluous: {name}" for name in committed.keys() - wanted.keys()]
+    lines += [
+        f"differs: {name}"
+        for name in wanted.keys() & committed.keys()
+        if wanted[name].read_bytes() != committed[name].read_bytes()
+    ]
+    return sorted(lines)
+
+
+def check(results_dir: Path, conf_dir: Path) -> int:
+    """Compare the committed tables with what the records give; exit status 1 when they differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        render_all(results_dir, conf_dir, Path(folder))
+        wanted = rendered_files(Path(folder))
+        lines = differences(wanted, rendered_files(results_dir / "tables"))
+    print("\n".join(lines) or f"{len(wanted)} files up to date")
+    return 1 if lines else 0
+
+
+def render(results_dir: Path, conf_dir: Path) -> int:
+    """Render into results/tables and remove the tables that the records no longer give."""
+    paths = render_all(results_dir, conf_dir, results_dir / "tables")
+    for path in paths:
+        print(path)
+    for name, path in rendered_files(results_dir / "tables").items():
+        if name not in {written.name for written in paths}:
+            path.unlink()
+            print(f"removed {path}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder with runs/ and tables/")
+    parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with table/*.yaml")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when committed tables differ")
+    arguments = parser.parse_args(argv)
+    try:
+        for folder in (arguments.results, arguments.conf / "table"):
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder}: no such folder")
+        return (check if arguments.check else render)(arguments.results, arguments.conf)
+    except (RecordError, TableError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Train and test one model: python -m experiments.train task=mnist_rts model=st_cnn_tps protocol=fast seed=0"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.cli import job, main
+from experiments.config import compose_run, resolved
+
+
+@hydra.main(config_path="../conf", config_name="train", version_base="1.3")
+@job
+def train(config: DictConfig) -> float | None:
+    """One run; returns the error, which a sweeper minimises."""
+    settings = as_variant(resolved(config))
+    from stn.train.run import run  # torch and Lightning take seconds to import: not for --help or a typo
+
+    record = run(settings)
+    summary = {name: value for name, value in record["metrics"].items() if "theta" not in name}
+    print(f"{record['task']} {record['model']} {record['protocol']} seed {record['seed']}: {record['status']}")
+    if record["reason"]:
+        print(f"  {record['reason']}")
+    for name, value in summary.items():
+        print(f"  {name:28} {value:.4g}")
+    return record["metrics"].get("test/error_pct")
+
+
+def as_variant(settings: dict) -> dict:
+    """Settings that depart from their protocol get a protocol name and a results folder of their own.
+
+    So a sweep never overwrites, or slips into, the records that the tables are made from: it goes to
+    results_dir/sweeps, and its protocol is called <protocol>-<hash of the settings>.
+    """
+    from stn.results.records import config_hash
+    from stn.train.settings import science
+
+    task, model, protocol = (settings[group]["name"] for group in ("task", "model", "protocol"))
+    plain = compose_run([f"task={task}", f"model={model}", f"protocol={protocol}", f"seed={settings['seed']}"])
+    digest = config_hash(science(settings))
+    if digest == config_hash(science(plain)):
+        return settings
+    renamed = {**settings["protocol"], "name": f"{protocol}-{digest[:8]}"}
+    return {**settings, "protocol": renamed, "results_dir": str(Path(settings["results_dir"]) / "sweeps")}
+
+
+if __name__ == "__main__":
+    main(train)

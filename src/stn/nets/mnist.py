@@ -1,0 +1,103 @@
+"""The networks of Table 1 (Sect. 4.1, App. A.4): FCN and CNN, alone or behind a spatial transformer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stn.nets.budget import count_parameters, solve_widths
+from stn.nets.layers import conv_pool, flat_features
+from stn.nets.localisation import LOCALISATIONS
+from stn.transform import SpatialTransformer
+
+
+class Fcn(nn.Sequential):
+    """Two hidden fully connected layers, classifier."""
+
+    def __init__(self, in_shape: tuple[int, int, int], widths: tuple[int, int], classes: int = 10) -> None:
+        a, b = widths
+        n = flat_features(nn.Flatten(), in_shape)
+        super().__init__(nn.Flatten(), nn.Linear(n, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, classes))
+
+
+class Cnn(nn.Sequential):
+    """conv 9x9, max-pool, conv 7x7, max-pool, classifier; `widths` are the two layers' filters."""
+
+    def __init__(self, in_shape: tuple[int, int, int], widths: tuple[int, int], classes: int = 10) -> None:
+        a, b = widths
+        features = nn.Sequential(conv_pool(in_shape[0], a, 9), conv_pool(a, b, 7), nn.Flatten())
+        super().__init__(features, nn.Linear(flat_features(features, in_shape), classes))
+
+
+CLASSIFIERS = {"fcn": Fcn, "cnn": Cnn}
+
+
+class TransformedClassifier(nn.Module):
+    """A spatial transformer on the input, its output average-pooled by `pool`, a classifier on that."""
+
+    def __init__(self, transformer: SpatialTransformer, classifier: nn.Module, pool: int = 1) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
+        self.classifier = classifier
+
+    def classify(self, warped: Tensor) -> Tensor:
+        """Logits (N, classes) of what the transformer gave, (N, C, H, W)."""
+        return self.classifier(self.pool(warped))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (N, C, H, W) -> logits (N, classes)."""
+        return self.classify(self.transformer(image))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of a table: which classifier, and which transformer in front of it, if any (conf/model/*.yaml)."""
+
+    classifier: str
+    transformation: str | None = None
+    localisation: str | None = None
+    padding: str = "zeros"
+    antialias: bool = False
+
+    def build(self, in_shape: tuple[int, int, int], widths: tuple[int, int], classes: int, pool: int) -> nn.Module:
+        """The network for images of shape (C, H, W); `pool` is the average-pooling of the transformer's output.
+
+        Raises: ValueError when the image is too small for the network.
+        """
+        if self.transformation is None:
+            return CLASSIFIERS[self.classifier](in_shape, widths, classes)
+        transformer = SpatialTransformer(
+            LOCALISATIONS[self.localisation](in_shape),
+            self.transformation,
+            in_shape[1:],
+            padding=self.padding,
+            antialias=self.antialias,
+        )
+        pooled = (in_shape[0], in_shape[1] // pool, in_shape[2] // pool)
+        return TransformedClassifier(transformer, CLASSIFIERS[self.classifier](pooled, widths, classes), pool)
+
+
+def budget_of(in_shape: tuple[int, int, int], filters: int, classes: int) -> int:
+    """The parameter budget of an experiment: that of its CNN, without ST, with `filters` filters in both layers.
+
+    Deviation: the paper says "around 400k", which its own width ranges cannot reach on 28x28 inputs.
+    """
+    with torch.device("meta"):
+        return count_parameters(Cnn(in_shape, (filters, filters), classes))
+
+
+def build_within_budget(
+    architecture: Architecture, in_shape: tuple[int, int, int], classes: int, pool: int, filters: int
+) -> tuple[nn.Module, tuple[int, int]]:
+    """The network whose widths bring it within 2 % of `budget_of`, and those widths.
+
+    Raises: ValueError when no widths do, or the image is too small.
+    """
+
+    def parameters(widths: tuple[int, int]) -> int:
+        with torch.device("meta"):
+            return count_parameters(architecture.build(in_shape, widths, classes, pool))
+
+    widths = solve_widths(parameters, budget_of(in_shape, filters, classes))
+    return architecture.build(in_shape, widths, classes, pool), widths

@@ -1,0 +1,261 @@
+"""The paper's claims as statements tested on the records.
+
+A claim in a table's YAML has `id`, `statement`, `kind` and the arguments of its kind (`KINDS`). It is tested
+part by part (a pair of models on a task, say); every part is decided by a 95 % interval, no p-value is
+corrected for the number of parts, so of twenty true "no difference" parts one may appear decided.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stn.results.records import unpack_wrong
+from stn.results.spec import TableError, TableSpec
+from stn.results.statistics import PairedDifference, paired_difference, t_interval
+
+OUTCOMES = ("holds", "fails", "undecided", "missing")
+
+
+class Part(NamedTuple):
+    """One tested statement of a claim."""
+
+    label: str
+    outcome: str
+    evidence: str
+    n_seeds: int
+
+
+class ClaimResult(NamedTuple):
+    """A claim with its overall outcome; `n_seeds` is the least and the most of its parts that have records."""
+
+    id: str
+    statement: str
+    outcome: str
+    evidence: str
+    n_seeds: tuple[int, int]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The records of one table, protocol and kind of data, by cell."""
+
+    spec: TableSpec
+    by_cell: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]  # (model, task) -> seed -> record
+
+    def ok(self, model: str, task: str) -> dict[int, Mapping[str, Any]]:
+        records = self.by_cell.get((model, task), {})
+        return {seed: record for seed, record in sorted(records.items()) if record["status"] == "ok"}
+
+    def left_out(self, *cells: tuple[str, str]) -> str:
+        """The runs that a comparison does without, since a mean over survivors is not the whole truth."""
+        bad = [
+            f"{model} seed {seed} {record['status']}"
+            for model, task in cells
+            for seed, record in sorted(self.by_cell.get((model, task), {}).items())
+            if record["status"] != "ok"
+        ]
+        return f"; left out: {', '.join(bad)}" if bad else ""
+
+    def difference(self, a: str, b: str, task: str) -> PairedDifference | None:
+        """Error of a minus error of b on task over their common seeds; None when there is none."""
+        runs_a, runs_b = self.ok(a, task), self.ok(b, task)
+        seeds = [
+            seed
+            for seed in runs_a.keys() & runs_b.keys()
+            if runs_a[seed]["test_wrong"] is not None and runs_b[seed]["test_wrong"] is not None
+        ]
+        if not seeds:
+            return None
+        wrong = [[unpack_wrong(runs[seed]["test_wrong"]) for seed in sorted(seeds)] for runs in (runs_a, runs_b)]
+        return paired_difference(*wrong)
+
+
+def judge_claims(spec: TableSpec, records: Iterable[Mapping[str, Any]]) -> list[ClaimResult]:
+    """Test every claim of a table on the records of one protocol and one kind of data."""
+    by_cell: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        by_cell.setdefault((record["model"], record["task"]), {})[record["seed"]] = record
+    runs = Runs(spec, by_cell)
+    results = []
+    for claim in spec.claims:
+        parts = tuple(KINDS[claim["kind"]].judge(claim, runs))
+        seeds = [part.n_seeds for part in parts if part.outcome != "missing"] or [0]
+        evidence = parts[0].evidence if len(parts) == 1 else _count(parts)
+        outcome = _overall(part.outcome for part in parts)
+        span = (min(seeds), max(seeds))
+        results.append(ClaimResult(claim["id"], claim["statement"], outcome, evidence, span, parts))
+    return results
+
+
+def check_claims(spec: TableSpec) -> None:
+    """Raise TableError for a claim of unknown kind, with wrong arguments, or with nothing to test."""
+    for claim in spec.claims:
+        where = f"{spec.path}: claim {claim['id']!r}"
+        if claim["kind"] not in KINDS:
+            raise TableError(f"{where} has the unknown kind {claim['kind']!r}, allowed: {', '.join(KINDS)}")
+        wanted, given = set(KINDS[claim["kind"]].arguments), claim.keys() - {"id", "statement", "kind"}
+        if wanted != given:
+            raise TableError(f"{where} needs exactly {sorted(wanted)}, given {sorted(given)}")
+        for name in given:
+            _check_argument(where, spec, name, claim[name])
+        if not list(KINDS[claim["kind"]].judge(claim, Runs(spec, {}))):
+            raise TableError(f"{where} tests nothing: none of its cells has a reference value")
+
+
+def _check_argument(where: str, spec: TableSpec, name: str, value: Any) -> None:
+    """An argument's name says what it holds: models, tasks, a margin in points, or the name of a metric."""
+    if name == "margin_pp":
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise TableError(f"{where}: margin_pp must be a number above 0, given {value!r}")
+        return
+    if name in ("metric", "below"):
+        if not isinstance(value, str):
+            raise TableError(f"{where}: {name} must be the name of a metric, given {value!r}")
+        return
+    if not isinstance(value, list) or not value:
+        raise TableError(f"{where}: {name} must be a list with something in it, given {value!r}")
+    if name == "pairs" and not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise TableError(f"{where}: pairs must be a list of [model, baseline], given {value!r}")
+    allowed = spec.tasks if name == "tasks" else spec.models
+    for item in [item for pair in value for item in pair] if name == "pairs" else value:
+        if item not in allowed:
+            raise TableError(f"{where}: {name} has {item!r}, allowed: {', '.join(allowed)}")
+
+
+def _overall(outcomes: Iterable[str]) -> str:
+    """One failing part fails the claim; else all must be there, be decided, and hold."""
+    found = set(outcomes)
+    return next(o for o in ("fails", "missing", "undecided", "holds") if o in found)
+
+
+def _count(parts: Sequence[Part]) -> str:
+    counts = Counter(part.outcome for part in parts)
+    others = [f"{counts[o]} {o}" for o in OUTCOMES[1:] if counts[o]]
+    return f"holds in {counts['holds']} of {len(parts)} cells" + (f" ({', '.join(others)})" if others else "")
+
+
+def _side(low: float, high: float, bound: float = 0.0) -> str:
+    """Is a quantity below a bound, as far as its interval tells?"""
+    return "holds" if high < bound else "fails" if low > bound else "undecided"
+
+
+def _p(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def _interval(d: PairedDifference) -> str:
+    both = f"{d.mean_pp:+.2f} pp, 95 % [{d.low_pp:+.2f}, {d.high_pp:+.2f}]"
+    return f"{both} (digits alone [{d.digits_low_pp:+.2f}, {d.digits_high_pp:+.2f}])"
+
+
+Rule = Callable[[PairedDifference], tuple[str, str]]  # -> outcome, evidence
+
+
+def _pairs(claim: Mapping[str, Any], runs: Runs, rule: Rule) -> Iterable[Part]:
+    """The rule on every pair [a, b] and task where the table has both cells."""
+    for task in claim["tasks"]:
+        for a, b in claim["pairs"]:
+            if not (runs.spec.has_cell(a, task) and runs.spec.has_cell(b, task)):
+                continue
+            label, left_out = f"{a} – {b}, {task}", runs.left_out((a, task), (b, task))
+            d = runs.difference(a, b, task)
+            if d is None:
+                yield Part(label, "missing", "no common seed with an ok run" + left_out, 0)
+                continue
+            outcome, evidence = rule(d)
+            yield Part(label, outcome, evidence + left_out, d.n_seeds)
+
+
+def _is_lower(d: PairedDifference) -> tuple[str, str]:
+    return _side(d.low_pp, d.high_pp), f"{_interval(d)}, {_p(d.p_value)}"
+
+
+def _improves(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+    """a has fewer errors than b."""
+    return _pairs(claim, runs, _is_lower)
+
+
+def _equivalent(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+    """The interval of the difference lies within ±margin; fails when it lies outside."""
+    margin = claim["margin_pp"]
+
+    def rule(d: PairedDifference) -> tuple[str, str]:
+        inside = -margin <= d.low_pp and d.high_pp <= margin
+        outside = d.low_pp > margin or d.high_pp < -margin
+        outcome = "holds" if inside else "fails" if outside else "undecided"
+        return outcome, f"{_interval(d)}, margin ±{margin:g} pp"
+
+    return _pairs(claim, runs, rule)
+
+
+def _no_worse(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+    """a has fewer errors than b plus the margin (non-inferiority)."""
+    margin = claim["margin_pp"]
+
+    def rule(d: PairedDifference) -> tuple[str, str]:
+        return _side(d.low_pp, d.high_pp, margin), f"{_interval(d)}, margin +{margin:g} pp"
+
+    return _pairs(claim, runs, rule)
+
+
+def _best_of(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+    """Each of `models` has fewer errors than each of `among` (but itself); a part names its closest rival."""
+    for task in claim["tasks"]:
+        for model in claim["models"]:
+            rivals = [m for m in claim["among"] if m != model and runs.spec.has_cell(m, task)]
+            if not rivals or not runs.spec.has_cell(model, task):
+                continue
+            label = f"{model} best of {len(rivals) + 1}, {task}"
+            left_out = runs.left_out(*((m, task) for m in [model, *rivals]))
+            found = {rival: runs.difference(model, rival, task) for rival in rivals}
+            there = {rival: d for rival, d in found.items() if d is not None}
+            if not there:
+                yield Part(label, "missing", "no common seed with an ok run" + left_out, 0)
+                continue
+            outcome = _overall(_is_lower(d)[0] if d else "missing" for d in found.values())
+            closest = max(there, key=lambda rival: there[rival].mean_pp)
+            absent = [rival for rival, d in found.items() if d is None]
+            missing = f"; missing: {', '.join(absent)}" if absent else ""
+            evidence = f"closest rival {closest}: {_is_lower(there[closest])[1]}{missing}{left_out}"
+            yield Part(label, outcome, evidence, min(d.n_seeds for d in there.values()))
+
+
+def _metric_below(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+    """Metric `metric` of a run is below metric `below` of the same run: t-interval of the difference over seeds."""
+    for task in claim["tasks"]:
+        for model in claim["models"]:
+            if not runs.spec.has_cell(model, task):
+                continue
+            label, left_out = f"{model}, {task}", runs.left_out((model, task))
+            metrics = [record["metrics"] for record in runs.ok(model, task).values()]
+            values = [(m.get(claim["metric"]), m.get(claim["below"])) for m in metrics]
+            values = [(a, b) for a, b in values if a is not None and b is not None]
+            if not values:
+                yield Part(label, "missing", "no ok run with both metrics" + left_out, 0)
+                continue
+            mean, half_width = t_interval([a - b for a, b in values])
+            a, b = (sum(column) / len(values) for column in zip(*values, strict=True))
+            outcome, evidence = "undecided", f"{a:.2f} against {b:.2f}, one seed and so no interval"
+            if half_width is not None:
+                low, high = mean - half_width, mean + half_width
+                outcome = _side(low, high)
+                evidence = f"{a:.2f} against {b:.2f}, difference {mean:+.2f}, 95 % [{low:+.2f}, {high:+.2f}]"
+            yield Part(label, outcome, evidence + left_out, len(values))
+
+
+class Kind(NamedTuple):
+    """How a kind of claim is judged, and the arguments it takes: all of them, and no others."""
+
+    judge: Callable[[Mapping[str, Any], Runs], Iterable[Part]]
+    arguments: tuple[str, ...]
+
+
+KINDS: dict[str, Kind] = {
+    "improves": Kind(_improves, ("pairs", "tasks")),
+    "equivalent": Kind(_equivalent, ("pairs", "tasks", "margin_pp")),
+    "no_worse": Kind(_no_worse, ("pairs", "tasks", "margin_pp")),
+    "best_of": Kind(_best_of, ("models", "among", "tasks")),
+    "metric_below": Kind(_metric_below, ("models", "tasks", "metric", "below")),
+}

@@ -1,0 +1,208 @@
+"""Classification of distorted digits (Sect. 4.1): every batch distorted anew, on the device, many steps per call."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from stn.data.mnist import Digits
+from stn.data.seeds import TEST_SEED, stream_seed
+from stn.tasks.warp_statistics import WarpStatistics
+
+# Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
+CHUNK_STEPS = 50
+TEST_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every training number of a run (conf/protocol/*.yaml says where each comes from)."""
+
+    filters: int
+    batch_size: int
+    steps: int
+    optimiser: str
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: str
+    lr_step_every: int
+    lr_step_factor: float
+    warmup_fraction: float
+    localiser_lr_multiplier: float
+    padding: str
+    antialias: bool
+    test_draws: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), field.type
+            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (
+                kind is bool
+            ):
+                raise ValueError(f"recipe.{field.name} must be of type {kind.__name__}, got {value!r}")
+        for name, allowed in (("optimiser", ("sgd", "adamw")), ("schedule", ("step", "one_cycle"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"recipe.{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("filters", "batch_size", "steps", "test_draws", "lr_step_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Diverged(Exception):
+    """The training loss is no longer finite."""
+
+
+class Classification(pl.LightningModule):
+    """Trains `net` (N, 1, H, W) -> logits (N, classes) on digits distorted anew in every step.
+
+    One Lightning batch is a *chunk* of `CHUNK_STEPS` steps, with its own random stream: chunk c draws the same images
+    whether the run was interrupted before it or not. Digits stay on the device as uint8.
+    """
+
+    def __init__(
+        self, net: nn.Module, distortion, train_digits: Digits, test_digits: Digits, recipe: Recipe, seed: int
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = net
+        self.distortion = distortion
+        self.digits = {"train": train_digits, "test": test_digits}
+        self.recipe = recipe
+        self.seed = seed
+        self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
+        self.curve = {"step": [], "train/loss": [], "train/error_pct": []}
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self):
+        recipe = self.recipe
+        localiser = [p for n, p in self.net.named_parameters() if n.startswith("transformer.")]
+        others = [p for n, p in self.net.named_parameters() if not n.startswith("transformer.")]
+        groups = [{"params": others, "lr": recipe.lr}]
+        if localiser:
+            groups.append({"params": localiser, "lr": recipe.lr * recipe.localiser_lr_multiplier})
+        if recipe.optimiser == "sgd":
+            optimiser = torch.optim.SGD(
+                groups, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+            )
+        else:
+            optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        if recipe.schedule == "step":
+            schedule = torch.optim.lr_scheduler.StepLR(optimiser, recipe.lr_step_every, recipe.lr_step_factor)
+        else:
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                [group["lr"] for group in groups],
+                total_steps=recipe.steps + 1,  # one more: the schedule is stepped after the last step, too
+                pct_start=recipe.warmup_fraction,
+                cycle_momentum=False,
+            )
+        return [optimiser], [schedule]
+
+    def train_dataloader(self) -> range:
+        return range(-(-self.recipe.steps // CHUNK_STEPS))
+
+    def setup(self, stage: str) -> None:
+        self.digits = {split: digits.to(self.device) for split, digits in self.digits.items()}
+        self.generator = torch.Generator(self.device)
+        if self.device.type == "cpu":  # 1.3-1.6 times faster there; the numbers agree to float rounding
+            self.net.to(memory_format=torch.channels_last)
+
+    def draw_batch(self) -> tuple[Tensor, Tensor]:
+        """A batch of training digits, drawn with replacement and distorted: images (N, 1, H, W), labels (N,)."""
+        digits = self.digits["train"]
+        index = torch.randint(len(digits), (self.recipe.batch_size,), generator=self.generator, device=self.device)
+        return self.distortion(digits.images[index], self.generator), digits.labels[index]
+
+    def training_step(self, _: int, batch_idx: int) -> None:
+        optimiser, schedule = self.optimizers(), self.lr_schedulers()
+        done = self.global_step
+        self.generator.manual_seed(stream_seed(self.seed, "train", done // CHUNK_STEPS))
+        total_loss = torch.zeros((), device=self.device)
+        total_wrong = torch.zeros((), device=self.device)
+        steps = min(CHUNK_STEPS, self.recipe.steps - done)
+        for _ in range(steps):
+            images, labels = self.draw_batch()
+            logits = self.net(images)
+            loss = F.cross_entropy(logits, labels)
+            optimiser.zero_grad()
+            self.manual_backward(loss)
+            optimiser.step()
+            schedule.step()
+            total_loss += loss.detach()
+            total_wrong += (logits.detach().argmax(1) != labels).float().mean()
+        self._record_chunk(done + steps, total_loss.item() / steps, 100 * total_wrong.item() / steps)
+
+    def _record_chunk(self, step: int, loss: float, error_pct: float) -> None:
+        if not torch.tensor(loss).isfinite():
+            raise Diverged(f"training loss {loss} in the {CHUNK_STEPS} steps before step {step}")
+        for name, value in zip(self.curve, (step, loss, error_pct), strict=True):
+            self.curve[name].append(value)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/error_pct", error_pct, prog_bar=True)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["curve"] = self.curve
+        checkpoint["config_hash"] = self.config_hash
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.curve = checkpoint["curve"]
+
+    # -- test -------------------------------------------------------------------------------------------------------
+
+    def test_dataloader(self) -> DataLoader:
+        """(draw, first digit) of every test batch."""
+        starts = range(0, len(self.digits["test"]), TEST_BATCH)
+        return DataLoader(
+            [(draw, start) for draw in range(self.recipe.test_draws) for start in starts], batch_size=None
+        )
+
+    def on_test_start(self) -> None:
+        draws, n = self.recipe.test_draws, len(self.digits["test"])
+        self.test_wrong = torch.zeros(draws, n, dtype=torch.bool)
+        self.test_loss = 0.0
+        self.warp_statistics = WarpStatistics()
+
+    def draw_test_batch(self, draw: int, start: int):
+        """Test digits `start`.. under distortion number `draw`: images, labels, and the parameters of the distortion.
+
+        Parameters are drawn on the CPU, so that every device sees the same pictures.
+        """
+        digits = self.digits["test"]
+        images = digits.images[start : start + TEST_BATCH]
+        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"test/{draw}", start))
+        parameters = self.distortion.sample(images, generator)
+        return self.distortion.apply(images, parameters), digits.labels[start : start + TEST_BATCH], parameters
+
+    def test_batch_of(self, digit: int) -> tuple[int, int]:
+        """The first digit of the test batch that holds test digit number `digit`, and its place in the batch."""
+        place = digit % TEST_BATCH
+        return digit - place, place
+
+    def test_step(self, batch: tuple[int, int], batch_idx: int) -> None:
+        draw, start = batch
+        images, labels, parameters = self.draw_test_batch(draw, start)
+        if hasattr(self.net, "transformer"):
+            warped = self.net.transformer.warp(images)
+            logits = self.net.classify(warped.image)
+            turned = getattr(self.distortion, "src_from_out", None)
+            self.warp_statistics.add(warped, labels, turned(parameters) if turned else None)
+        else:
+            logits = self.net(images)
+        self.test_loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        self.test_wrong[draw, start : start + len(labels)] = (logits.argmax(1) != labels).cpu()
+
+    def on_test_end(self) -> None:
+        self.per_draw = (100 * self.test_wrong.float().mean(dim=1)).tolist()
+        self.metrics = {
+            "test/error_pct": 100 * self.test_wrong.float().mean().item(),
+            "test/loss": self.test_loss / self.test_wrong.numel(),
+            **{f"test/{name}": value for name, value in self.warp_statistics.summary().items()},
+        }

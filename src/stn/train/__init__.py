@@ -1,0 +1,1 @@
+"""A run: from resolved settings to one record."""

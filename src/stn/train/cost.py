@@ -1,0 +1,21 @@
+"""How much arithmetic a run is, from its settings alone: to order runs and to estimate the time that remains."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stn.data.distortions import distortion
+from stn.nets.mnist import Architecture, build_within_budget
+
+# What a step costs per image besides the network's products (distortion, sampling, Python), as so many FLOP.
+OVERHEAD_FLOP = 2e6
+
+
+def run_cost(settings: dict) -> float:
+    """FLOP of the whole training of a run, forward and backward (three times the forward pass), roughly."""
+    task, recipe = settings["task"], settings["recipe"]
+    architecture = Architecture(**{name: value for name, value in settings["model"].items() if name != "name"})
+    in_shape = (1, *distortion(**task["distortion"]).canvas)
+    net, _ = build_within_budget(architecture, in_shape, task["classes"], task["st_output_pool"], recipe["filters"])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *in_shape))
+    return recipe["steps"] * recipe["batch_size"] * (3 * counter.get_total_flops() + OVERHEAD_FLOP)

@@ -1,0 +1,47 @@
+"""Logs to W&B what the spatial transformer sees, where it looks and what it passes on, at a few fixed steps."""
+
+import tempfile
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from stn.results.figures import Warp, warp_gallery
+from stn.tasks.warp_statistics import WarpStatistics
+
+PICTURES = 6  # per run: at the start, the end, and evenly between
+EXAMPLES = 6  # test digits per picture
+
+
+class WarpPictures(pl.Callback):
+    """A picture and theta statistics of the same test digits, at `PICTURES` steps. Models without an ST log none."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._log(trainer, module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+        chunks = len(module.train_dataloader())
+        chunk = -(-trainer.global_step * chunks // module.recipe.steps)
+        every = max(1, chunks // (PICTURES - 1))
+        if chunk % every == 0 or chunk == chunks:
+            self._log(trainer, module)
+
+    @torch.no_grad()
+    def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not hasattr(module.net, "transformer"):
+            return
+        images, labels, parameters = module.draw_test_batch(draw=0, start=0)
+        warped = module.net.transformer.warp(images)
+        statistics = WarpStatistics()
+        turned = getattr(module.distortion, "src_from_out", None)
+        statistics.add(warped, labels, turned(parameters) if turned else None)
+        metrics = {f"theta/{name}": value for name, value in statistics.summary().items()}
+        trainer.logger.log_metrics(metrics, step=trainer.global_step)
+        rows = [
+            Warp(images[i, 0].cpu().numpy(), warped.grid[i].cpu().numpy(), warped.image[i, 0].cpu().numpy(), str(label))
+            for i, label in enumerate(labels[:EXAMPLES].tolist())
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            picture = warp_gallery(Path(folder) / "warps.png", rows, f"step {trainer.global_step}")
+            trainer.logger.log_image("warps", [str(picture)], step=trainer.global_step)

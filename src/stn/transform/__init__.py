@@ -1,0 +1,34 @@
+"""The spatial transformer: theta -> grid -> sampled output (Sect. 3). Depends on torch only.
+
+Convention, everywhere in this project: coordinates are normalised, x before y (before z), in [-1, 1] over the
+image, where -1 and 1 are the *outer edges* of the border pixels (``align_corners=False``): the centre of pixel
+i of W lies at ``(2 i + 1) / W - 1``. Theta maps *output* points to *input* points, so a grid holds, for each
+output pixel, where in the input it is read.
+"""
+
+from stn.transform.grids import affine3d_grid, affine_grid, attention_grid, homography_grid, projective_grid
+from stn.transform.sampling import sample
+from stn.transform.tps import regular_control_points, tps_grid
+from stn.transform.transformer import (
+    TRANSFORMATIONS,
+    SpatialTransformer,
+    Transformation,
+    Warped,
+    fixed_attention,
+)
+
+__all__ = [
+    "TRANSFORMATIONS",
+    "SpatialTransformer",
+    "Transformation",
+    "Warped",
+    "affine3d_grid",
+    "affine_grid",
+    "attention_grid",
+    "fixed_attention",
+    "homography_grid",
+    "projective_grid",
+    "regular_control_points",
+    "sample",
+    "tps_grid",
+]

@@ -1,0 +1,124 @@
+"""The spatial transformer module (Fig. 2, Sect. 3): localisation net -> theta -> grid -> sampler."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stn.transform.grids import affine3d_grid, affine_grid, attention_grid, projective_grid
+from stn.transform.sampling import sample
+from stn.transform.tps import regular_control_points, tps_grid
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """A family of warps: its grid function and the theta at which it changes nothing.
+
+    `grid` is ``(theta (N, *shape), out_size) -> grid``; `identity` is nested tuples of that shape.
+    """
+
+    name: str
+    grid: Callable[[Tensor, tuple[int, ...]], Tensor]
+    identity: tuple
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(torch.tensor(self.identity).shape)
+
+    @property
+    def size(self) -> int:
+        """How many numbers theta has."""
+        return math.prod(self.shape)
+
+
+def fixed_attention(scale: float) -> Transformation:
+    """Attention of a fixed isotropic scale: theta (N, 2) is the translation (tx, ty) alone (Sect. 4.3)."""
+
+    def grid(theta: Tensor, out_size: tuple[int, ...]) -> Tensor:
+        return attention_grid(torch.cat([torch.full_like(theta[:, :1], scale), theta], dim=1), out_size)
+
+    return Transformation(f"attention_{scale:g}", grid, (0.0, 0.0))
+
+
+TRANSFORMATIONS = {
+    t.name: t
+    for t in (
+        Transformation("affine", affine_grid, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))),
+        Transformation("attention", attention_grid, (1.0, 0.0, 0.0)),
+        Transformation("projective", projective_grid, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)),
+        Transformation("tps", tps_grid, tuple(map(tuple, regular_control_points(4).tolist()))),
+        Transformation("affine3d", affine3d_grid, ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))),
+    )
+}
+
+
+class Warped(NamedTuple):
+    """What a spatial transformer did: the output V (N, C, H', W'), theta (N, ...) and the grid (N, H', W', 2)."""
+
+    image: Tensor
+    theta: Tensor
+    grid: Tensor
+
+
+class SpatialTransformer(nn.Module):
+    """Warps its input by the transformation that its localisation net predicts from it (Sect. 3).
+
+    `localisation` maps the input to features (N, F) and has an attribute `out_features` = F. The regression layer on
+    top of it is this module's own: theta = initial theta + W·features + b with W = b = 0 at the start, so that
+    training begins at the identity, and weight decay pulls towards it.
+
+    `transformation`: a name in `TRANSFORMATIONS` or a `Transformation`. `out_size` (H', W') or (D', H', W'); None
+    keeps the input's size. `initial_theta`, of the transformation's shape, replaces the identity.
+    `kernel`, `padding`, `antialias`: see `sample`.
+    Raises: ValueError for an unknown transformation or an `initial_theta` of another shape.
+    """
+
+    def __init__(
+        self,
+        localisation: nn.Module,
+        transformation: str | Transformation = "affine",
+        out_size: tuple[int, ...] | None = None,
+        *,
+        kernel: str = "bilinear",
+        padding: str = "zeros",
+        antialias: bool = False,
+        initial_theta: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(transformation, str):
+            if transformation not in TRANSFORMATIONS:
+                raise ValueError(f"transformation must be one of {list(TRANSFORMATIONS)}, got {transformation!r}")
+            transformation = TRANSFORMATIONS[transformation]
+        initial = torch.tensor(transformation.identity) if initial_theta is None else initial_theta
+        if tuple(initial.shape) != transformation.shape:
+            raise ValueError(
+                f"initial_theta of {transformation.name} must have shape {transformation.shape}, "
+                f"got {tuple(initial.shape)}"
+            )
+        self.localisation = localisation
+        self.regression = nn.Linear(localisation.out_features, transformation.size)
+        nn.init.zeros_(self.regression.weight)
+        nn.init.zeros_(self.regression.bias)
+        self.register_buffer("initial_theta", initial.float().clone())
+        self.transformation = transformation
+        self.out_size = None if out_size is None else tuple(out_size)
+        self.kernel, self.padding, self.antialias = kernel, padding, antialias
+
+    def theta(self, image: Tensor) -> Tensor:
+        """The predicted parameters: image (N, C, H, W) -> (N, *transformation.shape)."""
+        offset = self.regression(self.localisation(image))
+        return self.initial_theta + offset.unflatten(1, self.transformation.shape)
+
+    def warp(self, image: Tensor, theta: Tensor | None = None) -> Warped:
+        """Output, theta and grid together; a given `theta` takes the place of the localisation net's."""
+        theta = self.theta(image) if theta is None else theta
+        grid = self.transformation.grid(theta, self.out_size or tuple(image.shape[2:]))
+        out = sample(image, grid, kernel=self.kernel, padding=self.padding, antialias=self.antialias)
+        return Warped(out, theta, grid)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (N, C, H, W) -> (N, C, H', W')."""
+        return self.warp(image).image

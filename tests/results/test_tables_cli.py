@@ -1,0 +1,88 @@
+"""`python -m experiments.tables`: renders, checks, cleans up, and says in one line what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.tables import main
+from stn.results.records import record_path, run_key, write_record
+
+
+@pytest.fixture
+def project(tmp_path, small_table, record):
+    """A folder with the small table and two records; returns how to call the command on it."""
+    small_table()
+    for given in (record(seed=0), record(seed=1, wrong=52), record(protocol="smoke", data="standin")):
+        write_record(record_path(tmp_path / "results", run_key(given)), given)
+
+    def call(*arguments: str) -> int:
+        return main(["--results", str(tmp_path / "results"), "--conf", str(tmp_path / "conf"), *arguments])
+
+    call.tables = tmp_path / "results" / "tables"
+    call.runs = tmp_path / "results" / "runs"
+    return call
+
+
+def test_renders_each_protocol_and_kind_of_data(project):
+    assert project() == 0
+    names = {path.name for path in project.tables.iterdir()}
+    stems = ("tablegolden_fast", "tablegolden_smoke_standin")
+    assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("md", "csv", "tex")}
+
+
+def test_check_passes_on_what_was_rendered_and_writes_nothing(project, capsys):
+    project()
+    before = {path: path.stat().st_mtime_ns for path in project.tables.iterdir()}
+    assert project("--check") == 0
+    assert {path: path.stat().st_mtime_ns for path in project.tables.iterdir()} == before
+    assert "6 files up to date" in capsys.readouterr().out
+
+
+def test_check_lists_what_differs(project, capsys):
+    project()
+    (project.tables / "tablegolden_fast.md").write_text("by hand")
+    (project.tables / "tablegolden_fast.tex").unlink()
+    (project.tables / "table9_fast.csv").write_text("")
+    (project.tables / "README.md").write_text("not a table")
+    capsys.readouterr()
+    assert project("--check") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["differs: tablegolden_fast.md", "missing: tablegolden_fast.tex", "superfluous: table9_fast.csv"]
+
+
+def test_stale_tables_are_removed_and_nothing_else(project):
+    project()
+    (project.tables / "table9_fast.csv").write_text("")
+    (project.tables / "README.md").write_text("not a table")
+    assert project() == 0
+    assert not (project.tables / "table9_fast.csv").exists()
+    assert (project.tables / "README.md").exists()
+
+
+def test_a_bad_record_is_one_line_and_status_2(project, capsys):
+    path = project.runs / "mnist_r/fcn/fast/seed0.json"
+    path.write_text(path.read_text()[:100])
+    assert project("--check") == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--results", "nowhere"], ["--conf", "nowhere"]])
+def test_a_missing_folder_is_one_line_and_status_2(project, arguments, capsys):
+    assert project(*arguments) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_no_records_no_tables(tmp_path, small_table, capsys):
+    small_table()
+    (tmp_path / "results").mkdir()
+    assert main(["--results", str(tmp_path / "results"), "--conf", str(tmp_path / "conf"), "--check"]) == 0
+
+
+def test_rendering_imports_no_torch():
+    modules = "experiments.tables, stn.results.figures"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'hydra'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -1,0 +1,196 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from stn.transform import TRANSFORMATIONS, affine3d_grid, affine_grid, attention_grid, projective_grid, tps_grid
+from stn.transform.grids import MIN_W, OUTSIDE, homogeneous_points
+from stn.transform.tps import _spline_weights
+
+NAMES = tuple(TRANSFORMATIONS)
+F64 = torch.float64
+
+
+def size_for(name):
+    return (3, 4, 5) if name == "affine3d" else (4, 7)
+
+
+def identity(name, n=1, dtype=F64):
+    return torch.tensor(TRANSFORMATIONS[name].identity, dtype=dtype).repeat(n, *[1] * len(TRANSFORMATIONS[name].shape))
+
+
+def near_identity(name, n=3, spread=0.1, dtype=F64, seed=0):
+    start = identity(name, n, dtype)
+    return start + spread * torch.randn(start.shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def centres(n):
+    return (2 * np.arange(n) + 1) / n - 1
+
+
+@pytest.mark.parametrize("out_size", [(28, 28), (4, 7), (9, 2), (1, 1)])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "affine3d"])
+def test_identity_grid_is_the_pixel_centres_x_before_y(name, out_size):
+    grid = TRANSFORMATIONS[name].grid(identity(name, 2), out_size)
+    assert grid.shape == (2, *out_size, 2)
+    y, x = np.meshgrid(centres(out_size[0]), centres(out_size[1]), indexing="ij")
+    # The spline's weights come from a 19x19 inverse: some 1e-15 of rounding; the others are exact.
+    np.testing.assert_allclose(grid[1].numpy(), np.stack([x, y], -1), rtol=0, atol=1e-13)
+
+
+def test_identity_grid_of_a_volume_is_the_voxel_centres_x_before_y_before_z():
+    grid = affine3d_grid(identity("affine3d", 2), (3, 4, 5))
+    assert grid.shape == (2, 3, 4, 5, 3)
+    z, y, x = np.meshgrid(centres(3), centres(4), centres(5), indexing="ij")
+    np.testing.assert_array_equal(grid[1].numpy(), np.stack([x, y, z], -1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_identity_grid_is_within_rounding_of_the_float64_one(name):
+    size = size_for(name)
+    narrow = TRANSFORMATIONS[name].grid(identity(name, dtype=torch.float32), size)
+    assert narrow.dtype == torch.float32
+    # A handful of products of numbers of about 1, with 6e-8 each.
+    torch.testing.assert_close(narrow.double(), TRANSFORMATIONS[name].grid(identity(name), size), rtol=0, atol=1e-6)
+
+
+def test_affine_rows_give_x_and_y_and_the_last_column_shifts():
+    theta = torch.tensor([[[2.0, 3.0, 0.5], [-1.0, 4.0, 0.25]]], dtype=F64)
+    grid = affine_grid(theta, (2, 3))[0]
+    for i, y in enumerate(centres(2)):
+        for j, x in enumerate(centres(3)):
+            expected = [2 * x + 3 * y + 0.5, -x + 4 * y + 0.25]
+            np.testing.assert_allclose(grid[i, j].numpy(), expected, rtol=0, atol=1e-14)
+
+
+def test_affine3d_rows_give_x_y_and_z():
+    theta = near_identity("affine3d", spread=1.0)
+    grid = affine3d_grid(theta, (2, 3, 4))
+    z, y, x = np.meshgrid(centres(2), centres(3), centres(4), indexing="ij")
+    expected = np.einsum("nij,jdhw->ndhwi", theta.numpy(), np.stack([x, y, z, np.ones_like(x)]))
+    np.testing.assert_allclose(grid.numpy(), expected, rtol=0, atol=1e-13)
+
+
+def test_attention_is_the_affine_grid_of_a_scaled_identity():
+    theta = near_identity("attention", 5, spread=0.7)
+    matrix = torch.zeros(5, 2, 3, dtype=F64)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = theta[:, 0]
+    matrix[:, :, 2] = theta[:, 1:]
+    assert torch.equal(attention_grid(theta, (4, 7)), affine_grid(matrix, (4, 7)))
+
+
+def test_projective_with_a_flat_last_row_is_affine():
+    theta = near_identity("affine", 5, spread=0.7)
+    flat = torch.cat([theta.flatten(1), torch.zeros(5, 2, dtype=F64)], dim=1)
+    torch.testing.assert_close(projective_grid(flat, (4, 7)), affine_grid(theta, (4, 7)), rtol=0, atol=1e-14)
+
+
+def test_projective_points_are_those_of_opencv():
+    theta = near_identity("projective", 8, spread=0.3)
+    grid = projective_grid(theta, (5, 6))
+    y, x = np.meshgrid(centres(5), centres(6), indexing="ij")
+    points = np.stack([x, y], -1).reshape(1, -1, 2)
+    for row, ours in zip(theta.numpy(), grid, strict=True):
+        matrix = np.append(row, 1.0).reshape(3, 3)
+        assert (np.append(points[0], np.ones((30, 1)), 1) @ matrix[2] > MIN_W).all()
+        expected = cv2.perspectiveTransform(points, matrix)
+        np.testing.assert_allclose(ours.reshape(1, -1, 2).numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_points_behind_the_horizon_are_far_outside_and_have_no_gradient():
+    theta = identity("projective").requires_grad_()
+    with torch.no_grad():
+        theta[0, 6] = 4.0  # w = 1 + 4x: -2, 0, 2, 4 at the centres of four pixels
+    grid = projective_grid(theta, (2, 4))
+    assert (grid[:, :, :2] == OUTSIDE).all()
+    assert (grid[:, :, 2:].abs() < 1).all()
+    (gradient,) = torch.autograd.grad(grid[:, :, :2].sum(), theta)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_of_the_grid_in_theta(name):
+    theta = near_identity(name, 2).requires_grad_()
+    assert gradcheck(lambda t: TRANSFORMATIONS[name].grid(t, size_for(name)), (theta,))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grid_rows_depend_on_their_own_theta_alone(name):
+    theta, size = near_identity(name, 4), size_for(name)
+    together = TRANSFORMATIONS[name].grid(theta, size)
+    for i in range(4):
+        alone = TRANSFORMATIONS[name].grid(theta[i : i + 1], size)[0]
+        torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_gives_an_empty_grid(name):
+    size = size_for(name)
+    assert TRANSFORMATIONS[name].grid(identity(name, 0), size).shape == (0, *size, len(size))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_size_may_be_a_list_or_a_torch_size_and_arguments_may_be_named(name):
+    theta, size = near_identity(name), size_for(name)
+    grid = TRANSFORMATIONS[name].grid
+    wanted = grid(theta, size)
+    assert torch.equal(grid(theta, list(size)), wanted)
+    assert torch.equal(grid(theta=theta, out_size=torch.Size(size)), wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_size_first_seen_in_inference_mode_can_be_trained_on(name):
+    homogeneous_points.cache_clear()
+    _spline_weights.cache_clear()
+    theta = near_identity(name)
+    with torch.inference_mode():
+        TRANSFORMATIONS[name].grid(theta, size_for(name))
+    theta.requires_grad_()
+    TRANSFORMATIONS[name].grid(theta, size_for(name)).square().sum().backward()
+    assert theta.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_theta_gives_a_float32_grid(name, dtype):
+    theta = near_identity(name, dtype=torch.float32).to(dtype)
+    grid = TRANSFORMATIONS[name].grid(theta, size_for(name))
+    assert grid.dtype == torch.float32
+    assert torch.equal(grid, TRANSFORMATIONS[name].grid(theta.float(), size_for(name)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_leaves_the_grid_in_float32(name):
+    theta = near_identity(name, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        grid = TRANSFORMATIONS[name].grid(theta, size_for(name))
+    assert grid.dtype == torch.float32
+    assert torch.equal(grid, TRANSFORMATIONS[name].grid(theta, size_for(name)))
+
+
+@pytest.mark.parametrize(
+    ("grid", "given", "wanted"),
+    [
+        (affine_grid, (2, 6), "(N, 2, 3)"),
+        (affine_grid, (2, 3), "(N, 2, 3)"),
+        (attention_grid, (2, 2), "(N, 3)"),
+        (projective_grid, (2, 3, 3), "(N, 8)"),
+        (affine3d_grid, (2, 2, 3), "(N, 3, 4)"),
+        (tps_grid, (2, 32), "(N, K, 2)"),
+        (tps_grid, (2, 16, 3), "(N, K, 2)"),
+    ],
+)
+def test_wrong_theta_is_refused_by_shape_given_and_shape_wanted(grid, given, wanted):
+    with pytest.raises(ValueError, match="theta must have shape") as error:
+        grid(torch.zeros(given), size_for("affine3d" if grid is affine3d_grid else ""))
+    assert f"{wanted}, got {given}" in str(error.value)
+    assert grid.__name__ in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_number_of_output_axes_is_refused_by_name(name):
+    wrong, wanted = ((4, 7), "(D, H, W)") if name == "affine3d" else ((3, 4, 7), "(H, W)")
+    with pytest.raises(ValueError, match="out_size must be") as error:
+        TRANSFORMATIONS[name].grid(identity(name), wrong)
+    assert f"{wanted}, got {wrong}" in str(error.value)
