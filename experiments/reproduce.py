@@ -133,7 +133,7 @@ def _render(spec: TableSpec, wanted: dict) -> None:
         console.print("no records yet, so no table")
         return
     paths = render_table(spec, records, wanted["protocol"], results / "tables")
-    console.print(paths[0].read_text().split("\n## Cells")[0])
+    print(paths[0].read_text().split("\n## Claims, part by part")[0])
     from experiments.figures import draw_all
 
     paths += draw_all(spec, records, wanted)

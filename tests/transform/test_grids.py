@@ -109,6 +109,14 @@ def test_points_behind_the_horizon_are_far_outside_and_have_no_gradient():
     assert (gradient == 0).all()
 
 
+@pytest.mark.parametrize(("w", "visible"), [(1.5 * MIN_W, True), (0.5 * MIN_W, False), (0.0, False)])
+def test_a_point_just_before_the_horizon_is_read_only_if_its_gradient_is_bounded(w, visible):
+    theta = identity("projective")
+    theta[0, 6] = 2 * (1 - w)  # w = 1 + theta_6 x, and x = -0.5 at the left one of two pixels
+    grid = projective_grid(theta, (1, 2))[0, 0, 0]
+    torch.testing.assert_close(grid[0].item(), -0.5 / w if visible else OUTSIDE, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_of_the_grid_in_theta(name):
     theta = near_identity(name, 2).requires_grad_()

@@ -1,9 +1,75 @@
-"""The two building blocks that the networks of Sect. 4.1 share."""
+"""The building blocks that the networks of Sect. 4.1 share."""
 
 import math
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# An image with up to so many channels takes the faster way of `InputConv2d`.
+FEW_CHANNELS = 4
+
+
+class _PatchGradientConv(torch.autograd.Function):
+    """A convolution (stride 1, no padding) whose gradient to the image is summed up patch by patch.
+
+    On the CPU, torch computes that gradient as a convolution with as many output channels as the image has: one, for
+    MNIST, which leaves the vector units idle. One matrix product to all patches and 2k shifted additions take a
+    ninth of the time, and the whole step of an ST-CNN a third.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(image, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        image, weight = ctx.saved_tensors
+        n, c, height, width = image.shape
+        k_y, k_x = weight.shape[2:]
+        h, w = gradient.shape[2:]
+        pixels = gradient.permute(0, 2, 3, 1).reshape(n * h * w, -1)  # no copy when channels come last
+        patches = (weight.flatten(1).T @ pixels.T).view(c, k_y, k_x, n, h, w)
+        rows = patches.new_zeros(c, k_y, n, h, width)
+        for x in range(k_x):
+            rows[..., x : x + w] += patches[:, :, x]
+        to_image = patches.new_zeros(c, n, height, width)
+        for y in range(k_y):
+            to_image[:, :, y : y + h] += rows[:, y]
+        to_weight = torch.nn.grad.conv2d_weight(image, weight.shape, gradient)
+        return to_image.transpose(0, 1), to_weight, gradient.sum(dim=(0, 2, 3))
+
+
+class InputConv2d(nn.Conv2d):
+    """`nn.Conv2d` (stride 1, no padding) for an image of few channels that a spatial transformer made.
+
+    The same function; on the CPU its gradient to the image is computed in a faster way.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.requires_grad and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            return _PatchGradientConv.apply(image, self.weight, self.bias)
+        return super().forward(image)
+
+
+def he(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """The layer, initialised for a ReLU behind it (He et al. 2015): keeps the signal's size from layer to layer.
+
+    Deviation: the paper names no initialisation. With torch's own, which shrinks the signal about 2.4 times a layer, a
+    localisation net of three layers hardly moves its theta in a short schedule.
+    """
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def conv_pool(in_channels: int, filters: int, kernel: int) -> nn.Sequential:
@@ -12,7 +78,8 @@ def conv_pool(in_channels: int, filters: int, kernel: int) -> nn.Sequential:
     ReLU after the pooling equals ReLU before it, on a quarter of the values. Rounding up (ceil mode) is what lets a
     21x21 map through conv 9x9, pool, conv 7x7, pool.
     """
-    return nn.Sequential(nn.Conv2d(in_channels, filters, kernel), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU())
+    conv = (InputConv2d if in_channels <= FEW_CHANNELS else nn.Conv2d)(in_channels, filters, kernel)
+    return nn.Sequential(he(conv), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU())
 
 
 def flat_features(net: nn.Module, in_shape: tuple[int, int, int]) -> int:

@@ -5,7 +5,7 @@ The regression layer that turns the features into theta belongs to `SpatialTrans
 
 from torch import nn
 
-from stn.nets.layers import conv_pool, flat_features
+from stn.nets.layers import conv_pool, flat_features, he
 
 
 class FullyConnectedLocalisation(nn.Sequential):
@@ -17,7 +17,7 @@ class FullyConnectedLocalisation(nn.Sequential):
 
     def __init__(self, in_shape: tuple[int, int, int], units: tuple[int, ...] = (32, 32, 32)) -> None:
         widths = (flat_features(nn.Flatten(), in_shape), *units)
-        layers = [layer for a, b in zip(widths, units, strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        layers = [layer for a, b in zip(widths, units, strict=False) for layer in (he(nn.Linear(a, b)), nn.ReLU())]
         super().__init__(nn.Flatten(), *layers)
         self.out_features = units[-1]
 
@@ -29,11 +29,11 @@ class ConvolutionalLocalisation(nn.Sequential):
         convolutions = nn.Sequential(
             nn.AvgPool2d(2),
             conv_pool(in_shape[0], filters, 5),
-            nn.Conv2d(filters, filters, 5),
+            he(nn.Conv2d(filters, filters, 5)),
             nn.ReLU(),
             nn.Flatten(),
         )
-        super().__init__(convolutions, nn.Linear(flat_features(convolutions, in_shape), units), nn.ReLU())
+        super().__init__(convolutions, he(nn.Linear(flat_features(convolutions, in_shape), units)), nn.ReLU())
         self.out_features = units
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stn.nets.budget import count_parameters, solve_widths
-from stn.nets.layers import conv_pool, flat_features
+from stn.nets.layers import conv_pool, flat_features, he
 from stn.nets.localisation import LOCALISATIONS
 from stn.transform import SpatialTransformer
 
@@ -17,7 +17,9 @@ class Fcn(nn.Sequential):
     def __init__(self, in_shape: tuple[int, int, int], widths: tuple[int, int], classes: int = 10) -> None:
         a, b = widths
         n = flat_features(nn.Flatten(), in_shape)
-        super().__init__(nn.Flatten(), nn.Linear(n, a), nn.ReLU(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, classes))
+        super().__init__(
+            nn.Flatten(), he(nn.Linear(n, a)), nn.ReLU(), he(nn.Linear(a, b)), nn.ReLU(), nn.Linear(b, classes)
+        )
 
 
 class Cnn(nn.Sequential):

@@ -87,12 +87,11 @@ class Classification(pl.LightningModule):
         groups = [{"params": others, "lr": recipe.lr}]
         if localiser:
             groups.append({"params": localiser, "lr": recipe.lr * recipe.localiser_lr_multiplier})
+        common = {"weight_decay": recipe.weight_decay, "fused": True}  # fused: one kernel for all parameters
         if recipe.optimiser == "sgd":
-            optimiser = torch.optim.SGD(
-                groups, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
-            )
+            optimiser = torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **common)
         else:
-            optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+            optimiser = torch.optim.AdamW(groups, **common)
         if recipe.schedule == "step":
             schedule = torch.optim.lr_scheduler.StepLR(optimiser, recipe.lr_step_every, recipe.lr_step_factor)
         else:

@@ -8,13 +8,19 @@ from stn.transform.grids import homogeneous_points
 
 
 def linear_part(grid: Tensor) -> Tensor:
-    """The 2x2 matrix that fits a grid best (least squares), whatever the transformation: (N, H, W, 2) -> (N, 2, 2).
+    """The 2x2 matrix that fits the middle of a grid best (least squares): (N, H, W, 2) -> (N, 2, 2).
 
     Convention: maps output directions (x, y) to input directions. Output points are centred and their x and y
-    uncorrelated, so each column is a quotient of two sums.
+    uncorrelated, so each column is a quotient of two sums. The middle half of the height and width: at the edge, a
+    homography may have points beyond its horizon.
     """
-    points = homogeneous_points(tuple(grid.shape[1:3]), grid.dtype, grid.device)[:2]
-    return grid.flatten(1, 2).transpose(1, 2) @ (points / points.square().sum(1, keepdim=True)).T
+    height, width = grid.shape[1:3]
+    middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
+    points = (
+        homogeneous_points((height, width), grid.dtype, grid.device)[:2].view(2, height, width)[:, *middle].flatten(1)
+    )
+    points = points / points.square().sum(1, keepdim=True)
+    return grid[:, *middle].flatten(1, 2).transpose(1, 2) @ points.T
 
 
 def rotation_deg(matrix: Tensor) -> Tensor:

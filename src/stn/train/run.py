@@ -111,6 +111,7 @@ def _train_and_test(module, settings, key, config_hash, folder, progress) -> tor
     with tracking(settings, key, folder) as (logger, extra_callbacks), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
         trainer = pl.Trainer(
             accelerator="cpu" if settings["device"] == "cpu" else "auto" if settings["device"] == "auto" else "gpu",
             devices=1,

@@ -14,6 +14,14 @@ GRID_LIMIT = 100.0
 MIP_LEVELS = 3
 
 
+def check_sampler(kernel: str, padding: str) -> None:
+    """Raises: ValueError naming what is allowed, for an unknown kernel or padding."""
+    if kernel not in KERNELS or padding not in PADDINGS:
+        raise ValueError(
+            f"sample: kernel must be one of {KERNELS} and padding one of {PADDINGS}, got {kernel!r}, {padding!r}"
+        )
+
+
 @full_precision
 def sample(
     image: Tensor, grid: Tensor, kernel: str = "bilinear", padding: str = "zeros", antialias: bool = False
@@ -28,10 +36,7 @@ def sample(
     grid points are about one pixel apart. The paper names the aliasing of a shrinking bilinear kernel
     (Sect. 3.4) and leaves it. The level itself is not differentiated.
     """
-    if kernel not in KERNELS or padding not in PADDINGS:
-        raise ValueError(
-            f"sample: kernel must be one of {KERNELS} and padding one of {PADDINGS}, got {kernel!r}, {padding!r}"
-        )
+    check_sampler(kernel, padding)
     if image.ndim not in (4, 5) or grid.ndim != image.ndim or grid.shape[-1] != image.ndim - 2:
         raise ValueError(
             "sample: want image (N,C,H,W) with grid (N,H,W,2), or (N,C,D,H,W) with (N,D,H,W,3), "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stn.transform.grids import affine3d_grid, affine_grid, attention_grid, projective_grid
-from stn.transform.sampling import sample
+from stn.transform.sampling import check_sampler, sample
 from stn.transform.tps import regular_control_points, tps_grid
 
 
@@ -73,7 +73,7 @@ class SpatialTransformer(nn.Module):
     `transformation`: a name in `TRANSFORMATIONS` or a `Transformation`. `out_size` (H', W') or (D', H', W'); None
     keeps the input's size. `initial_theta`, of the transformation's shape, replaces the identity.
     `kernel`, `padding`, `antialias`: see `sample`.
-    Raises: ValueError for an unknown transformation or an `initial_theta` of another shape.
+    Raises: ValueError for an unknown transformation, kernel or padding, or an `initial_theta` of another shape.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class SpatialTransformer(nn.Module):
                 f"initial_theta of {transformation.name} must have shape {transformation.shape}, "
                 f"got {tuple(initial.shape)}"
             )
+        check_sampler(kernel, padding)
         self.localisation = localisation
         self.regression = nn.Linear(localisation.out_features, transformation.size)
         nn.init.zeros_(self.regression.weight)
