@@ -21,7 +21,7 @@ reproduce-table1: setup data  ## Table 1: PROTOCOL=quick|fast|paper SEEDS=n WORK
 	$(RUN)reproduce table=table1 protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) $(ARGS)
 
 test: setup      ## the tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 lint: setup      ## style
 	.venv/bin/ruff check .

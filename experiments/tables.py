@@ -25,6 +25,24 @@ def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
     return paths
 
 
+def embed(text: str, tables: dict[str, Path]) -> str:
+    """`text` with every block ``<!-- table: NAME --> … <!-- end of table -->`` holding the head of NAME.md.
+
+    The head is the title, the note and the overview: all that stands before the claims. A block whose table is not
+    among `tables` is left as it is.
+    """
+
+    def block(match: re.Match) -> str:
+        path = tables.get(f"{match[1]}.md")
+        if path is None:
+            return match[0]
+        head = path.read_text(encoding="utf-8").split("\n## ")[0].removeprefix("# ").strip()
+        title, _, rest = head.partition("\n")
+        return f"<!-- table: {match[1]} -->\n**{title}**\n{rest}\n<!-- end of table -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end of table -->", block, text, flags=re.DOTALL)
+
+
 def rendered_files(folder: Path) -> dict[str, Path]:
     """The files in a folder that are named like a rendered table; others are none of our business."""
     return {path.name: path for path in sorted(folder.glob("*")) if RENDERED.fullmatch(path.name)}
@@ -42,18 +60,20 @@ def differences(wanted: dict[str, Path], committed: dict[str, Path]) -> list[str
     return sorted(lines)
 
 
-def check(results_dir: Path, conf_dir: Path) -> int:
-    """Compare the committed tables with what the records give; exit status 1 when they differ."""
+def check(results_dir: Path, conf_dir: Path, readme: Path) -> int:
+    """Compare the committed tables, and those in the README, with what the records give; status 1 when they differ."""
     with tempfile.TemporaryDirectory() as folder:
         render_all(results_dir, conf_dir, Path(folder))
         wanted = rendered_files(Path(folder))
         lines = differences(wanted, rendered_files(results_dir / "tables"))
+        if readme.exists() and embed(readme.read_text(encoding="utf-8"), wanted) != readme.read_text(encoding="utf-8"):
+            lines.append(f"differs: a table in {readme.name}")
     print("\n".join(lines) or f"{len(wanted)} files up to date")
     return 1 if lines else 0
 
 
-def render(results_dir: Path, conf_dir: Path) -> int:
-    """Render into results/tables and remove the tables that the records no longer give."""
+def render(results_dir: Path, conf_dir: Path, readme: Path) -> int:
+    """Render into results/tables and the README; remove the tables that the records no longer give."""
     paths = render_all(results_dir, conf_dir, results_dir / "tables")
     for path in paths:
         print(path)
@@ -61,6 +81,9 @@ def render(results_dir: Path, conf_dir: Path) -> int:
         if name not in {written.name for written in paths}:
             path.unlink()
             print(f"removed {path}")
+    if readme.exists():
+        text = readme.read_text(encoding="utf-8")
+        readme.write_text(embed(text, rendered_files(results_dir / "tables")), encoding="utf-8", newline="\n")
     return 0
 
 
@@ -68,13 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder with runs/ and tables/")
     parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with table/*.yaml")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with <!-- table: NAME --> blocks")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when committed tables differ")
     arguments = parser.parse_args(argv)
     try:
         for folder in (arguments.results, arguments.conf / "table"):
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: no such folder")
-        return (check if arguments.check else render)(arguments.results, arguments.conf)
+        return (check if arguments.check else render)(arguments.results, arguments.conf, arguments.readme)
     except (RecordError, TableError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -33,8 +33,9 @@ def as_variant(settings: dict) -> dict:
     results_dir/sweeps, and its protocol is called <protocol>-<hash of the settings>.
     """
     from stn.results.records import config_hash
-    from stn.train.settings import science
+    from stn.train.settings import check, science
 
+    check(settings)
     task, model, protocol = (settings[group]["name"] for group in ("task", "model", "protocol"))
     plain = compose_run([f"task={task}", f"model={model}", f"protocol={protocol}", f"seed={settings['seed']}"])
     digest = config_hash(science(settings))

@@ -18,7 +18,8 @@ def project(tmp_path, small_table, record):
         write_record(record_path(tmp_path / "results", run_key(given)), given)
 
     def call(*arguments: str) -> int:
-        return main(["--results", str(tmp_path / "results"), "--conf", str(tmp_path / "conf"), *arguments])
+        folders = ["--results", str(tmp_path / "results"), "--conf", str(tmp_path / "conf")]
+        return main([*folders, "--readme", str(tmp_path / "none.md"), *arguments])
 
     call.tables = tmp_path / "results" / "tables"
     call.runs = tmp_path / "results" / "runs"
@@ -86,3 +87,24 @@ def test_rendering_imports_no_torch():
     modules = "experiments.tables, stn.results.figures"
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'hydra'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_a_block_of_the_readme_holds_the_head_of_its_table(project, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- table: tablegolden_fast -->\nold\n<!-- end of table -->\nafter\n")
+    assert project("--readme", str(readme)) == 0
+    text = readme.read_text()
+    overview = (project.tables / "tablegolden_fast.md").read_text().split("\n## ")[0]
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "old" not in text and "## " not in text
+    assert all(line in text for line in overview.splitlines() if line.startswith("|"))
+    assert project("--check", "--readme", str(readme)) == 0
+
+
+def test_check_fails_on_a_stale_table_in_the_readme(project, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table: tablegolden_fast -->\n<!-- end of table -->\n")
+    project("--readme", str(readme))
+    readme.write_text(readme.read_text().replace("|", "!", 1))
+    assert project("--check", "--readme", str(readme)) == 1
+    assert "README.md" in capsys.readouterr().out

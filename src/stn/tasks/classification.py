@@ -1,6 +1,8 @@
 """Classification of distorted digits (Sect. 4.1): every batch distorted anew, on the device, many steps per call."""
 
 import dataclasses
+import math
+import time
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader
 from stn.data.mnist import Digits
 from stn.data.seeds import TEST_SEED, stream_seed
 from stn.tasks.warp_statistics import WarpStatistics
+from stn.transform.sampling import PADDINGS
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
 CHUNK_STEPS = 50
@@ -46,12 +49,20 @@ class Recipe:
                 kind is bool
             ):
                 raise ValueError(f"recipe.{field.name} must be of type {kind.__name__}, got {value!r}")
-        for name, allowed in (("optimiser", ("sgd", "adamw")), ("schedule", ("step", "one_cycle"))):
+        choices = {"optimiser": ("sgd", "adamw"), "schedule": ("step", "one_cycle"), "padding": PADDINGS}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"recipe.{name} must be one of {allowed}, got {getattr(self, name)!r}")
         for name in ("filters", "batch_size", "steps", "test_draws", "lr_step_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "momentum", "weight_decay", "lr_step_factor", "localiser_lr_multiplier"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"recipe.{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"recipe.warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("recipe.nesterov must be false where recipe.momentum is 0")
 
 
 class Diverged(Exception):
@@ -76,6 +87,7 @@ class Classification(pl.LightningModule):
         self.recipe = recipe
         self.seed = seed
         self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
+        self.train_s = 0.0  # seconds spent training, those before an interruption among them
         self.curve = {"step": [], "train/loss": [], "train/error_pct": []}
 
     # -- training ---------------------------------------------------------------------------------------------------
@@ -120,6 +132,7 @@ class Classification(pl.LightningModule):
         return self.distortion(digits.images[index], self.generator), digits.labels[index]
 
     def training_step(self, _: int, batch_idx: int) -> None:
+        started = time.perf_counter()
         optimiser, schedule = self.optimizers(), self.lr_schedulers()
         done = self.global_step
         self.generator.manual_seed(stream_seed(self.seed, "train", done // CHUNK_STEPS))
@@ -136,23 +149,28 @@ class Classification(pl.LightningModule):
             schedule.step()
             total_loss += loss.detach()
             total_wrong += (logits.detach().argmax(1) != labels).float().mean()
-        self._record_chunk(done + steps, total_loss.item() / steps, 100 * total_wrong.item() / steps)
+        loss, error_pct = total_loss.item() / steps, 100 * total_wrong.item() / steps
+        self.train_s += time.perf_counter() - started
+        self._record_chunk(done + steps, loss, error_pct)
 
     def _record_chunk(self, step: int, loss: float, error_pct: float) -> None:
         if not torch.tensor(loss).isfinite():
             raise Diverged(f"training loss {loss} in the {CHUNK_STEPS} steps before step {step}")
         for name, value in zip(self.curve, (step, loss, error_pct), strict=True):
             self.curve[name].append(value)
+        self.log("step", float(step))  # the loggers' x axis; Lightning's own counts chunks
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/error_pct", error_pct, prog_bar=True)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["curve"] = self.curve
+        checkpoint["train_s"] = self.train_s
         checkpoint["config_hash"] = self.config_hash
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.curve = checkpoint["curve"]
+        self.train_s = checkpoint["train_s"]
 
     # -- test -------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 import warnings
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 
 from stn.data.distortions import distortion
 from stn.data.mnist import MNIST_MD5, holdout, load_mnist
@@ -19,7 +20,7 @@ from stn.nets.mnist import Architecture, build_within_budget
 from stn.results.records import RunKey, config_hash, pack_wrong, record_path, write_record
 from stn.tasks.classification import Classification, Diverged, Recipe
 from stn.train.provenance import device_name, git_state, versions
-from stn.train.settings import run_key, science
+from stn.train.settings import check, run_key, science
 from stn.train.tracking import tracking
 
 CHECKPOINT_EVERY = timedelta(seconds=30)
@@ -29,6 +30,7 @@ GUESSING_MARGIN = 0.05
 MIN_GRID_INSIDE = 0.05
 
 log = logging.getLogger(__name__)
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lines, adverts
 
 
 def build_classification(settings: dict) -> tuple[Classification, tuple[int, int]]:
@@ -49,8 +51,6 @@ def build_classification(settings: dict) -> tuple[Classification, tuple[int, int
         net, widths = build_within_budget(
             architecture, (1, *warp.canvas), task["classes"], task["st_output_pool"], recipe.filters
         )
-    if settings["evaluate"] not in ("test", "heldout"):
-        raise ValueError(f"evaluate must be test or heldout, got {settings['evaluate']!r}")
     train = load_mnist(settings["data_dir"], "train")
     train, test = (
         (train, load_mnist(settings["data_dir"], "test")) if settings["evaluate"] == "test" else holdout(train)
@@ -68,6 +68,23 @@ class _Progress(Callback):
         self.progress(trainer.global_step)
 
 
+class _Checkpoints(Callback):
+    """Saves the run to `path` every `CHECKPOINT_EVERY`; the file is always whole.
+
+    Lightning's ModelCheckpoint never saves by time under manual optimisation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.saved_at = path, time.monotonic()
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if time.monotonic() - self.saved_at >= CHECKPOINT_EVERY.total_seconds():
+            temporary = self.path.with_suffix(".tmp")
+            trainer.save_checkpoint(temporary)
+            os.replace(temporary, self.path)
+            self.saved_at = time.monotonic()
+
+
 def run(settings: dict, progress=None) -> dict:
     """Train and test what `settings` (conf/train.yaml, resolved) describe; write the record and return it.
 
@@ -75,23 +92,25 @@ def run(settings: dict, progress=None) -> dict:
     Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. An error during
     training is recorded with status "failed" and raised again.
     """
+    check(settings)
     key = run_key(settings)
     torch.set_num_threads(settings["threads"])
     module, widths = build_classification(settings)
     record = _blank_record(settings, key, module, widths)
     folder = Path(settings["output_dir"]) / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
     path = record_path(settings["results_dir"], key)
-    started = time.perf_counter()
     try:
         device = _train_and_test(module, settings, key, record["config_hash"], folder, progress)
     except Diverged as error:
         record |= {"status": "diverged", "reason": str(error), "curve": _thinned(module.curve)}
+    except SystemExit as stop:  # what Lightning makes of Ctrl+C
+        raise KeyboardInterrupt from stop
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         write_record(path, record | {"status": "failed", "reason": reason, "finished_at": _now()})
         raise
     else:
-        record |= _measured(module, device, time.perf_counter() - started)
+        record |= _measured(module, device)
         torch.save(module.net.state_dict(), folder / "weights.pt")
     write_record(path, record | {"finished_at": _now()})
     (folder / "last.ckpt").unlink(missing_ok=True)
@@ -103,15 +122,13 @@ def _train_and_test(module, settings, key, config_hash, folder, progress) -> tor
     folder.mkdir(parents=True, exist_ok=True)
     module.config_hash = config_hash
     checkpoint = _usable_checkpoint(folder / "last.ckpt", config_hash)
-    callbacks = [
-        ModelCheckpoint(folder, filename="last", train_time_interval=CHECKPOINT_EVERY, enable_version_counter=False)
-    ]
+    callbacks = [_Checkpoints(folder / "last.ckpt")]
     if progress:
         callbacks.append(_Progress(progress))
     with tracking(settings, key, folder) as (logger, extra_callbacks), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
         trainer = pl.Trainer(
             accelerator="cpu" if settings["device"] == "cpu" else "auto" if settings["device"] == "auto" else "gpu",
             devices=1,
@@ -120,6 +137,7 @@ def _train_and_test(module, settings, key, config_hash, folder, progress) -> tor
             logger=logger,
             callbacks=callbacks + extra_callbacks,
             log_every_n_steps=1,
+            enable_checkpointing=False,
             enable_progress_bar=settings["progress"],
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -128,6 +146,8 @@ def _train_and_test(module, settings, key, config_hash, folder, progress) -> tor
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         device = module.device
         trainer.test(module, verbose=False)
+        if logger:
+            logger.log_metrics(module.metrics, step=module.recipe.steps)
     return device
 
 
@@ -175,7 +195,7 @@ def _blank_record(settings: dict, key: RunKey, module: Classification, widths: t
     }
 
 
-def _measured(module: Classification, device: torch.device, wall_s: float) -> dict:
+def _measured(module: Classification, device: torch.device) -> dict:
     """What a finished run adds to its record, with the verdict whether it learned anything."""
     curve = _thinned(module.curve)
     tail = curve["train/loss"][-max(1, len(curve["train/loss"]) // 10) :]
@@ -194,8 +214,8 @@ def _measured(module: Classification, device: torch.device, wall_s: float) -> di
         "per_draw": {"test/error_pct": module.per_draw},
         "test_wrong": pack_wrong(module.test_wrong.numpy()),
         "curve": curve,
-        "wall_s": round(wall_s, 2),
-        "images_per_s": round(module.recipe.steps * module.recipe.batch_size / wall_s, 1),
+        "wall_s": round(module.train_s, 2),
+        "images_per_s": round(module.recipe.steps * module.recipe.batch_size / module.train_s, 1),
         "device": device_name(device),
     }
 

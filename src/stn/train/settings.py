@@ -18,3 +18,22 @@ def science(settings: dict) -> dict:
 def run_key(settings: dict) -> RunKey:
     """Which run these settings are."""
     return RunKey(settings["task"]["name"], settings["model"]["name"], settings["protocol"]["name"], settings["seed"])
+
+
+def check(settings: dict) -> None:
+    """Raises: ValueError for a missing group, a seed, threads, device, evaluate or wandb.mode that no run can have."""
+    for name in ("task", "model", "protocol", "recipe", "wandb"):
+        if not isinstance(settings.get(name), dict):
+            raise ValueError(f"{name} must be a group of settings, got {settings.get(name)!r}")
+    for name, least in (("seed", 0), ("threads", 1)):
+        value = settings[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+    choices = {
+        "device": (settings["device"], ("auto", "cpu", "cuda")),
+        "evaluate": (settings["evaluate"], ("test", "heldout")),
+        "wandb.mode": (settings["wandb"]["mode"], ("disabled", "offline", "online")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

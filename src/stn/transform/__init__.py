@@ -11,6 +11,7 @@ from stn.transform.sampling import sample
 from stn.transform.tps import regular_control_points, tps_grid
 from stn.transform.transformer import (
     TRANSFORMATIONS,
+    ParallelTransformers,
     SpatialTransformer,
     Transformation,
     Warped,
@@ -19,6 +20,7 @@ from stn.transform.transformer import (
 
 __all__ = [
     "TRANSFORMATIONS",
+    "ParallelTransformers",
     "SpatialTransformer",
     "Transformation",
     "Warped",

@@ -123,3 +123,19 @@ class SpatialTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image (N, C, H, W) -> (N, C, H', W')."""
         return self.warp(image).image
+
+
+class ParallelTransformers(nn.ModuleList):
+    """Several spatial transformers side by side, for several objects or parts (Sect. 3.4).
+
+    Each sees and warps all channels of the input; their outputs are concatenated along the channels. One alone is the
+    transformer itself.
+    """
+
+    def warps(self, image: Tensor) -> list[Warped]:
+        """What each of them does to image (N, C, H, W)."""
+        return [transformer.warp(image) for transformer in self]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image (N, C, H, W) -> (N, n C, H', W')."""
+        return torch.cat([transformer(image) for transformer in self], dim=1)

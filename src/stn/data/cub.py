@@ -1,0 +1,200 @@
+"""CUB-200-2011, birds of 200 species (Sect. 4.3, App. A.6): source, cached images, crops.
+
+The archive is taken from the user's folder or from the official record, checked against its md5 and unpacked.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stn.data.cub_annotations import Annotations, read_annotations
+from stn.data.cub_images import find_problem, make_cache, open_cache
+from stn.data.download import extract_tar, fetch
+from stn.data.errors import DataError
+
+__all__ = [
+    "Annotations",
+    "Birds",
+    "Crops",
+    "center_crop",
+    "load_cub",
+    "prepare_cub",
+    "random_crop_flip",
+    "read_annotations",
+]
+
+ARCHIVE = "CUB_200_2011.tgz"
+ARCHIVE_MD5 = "97eceeb196236b17998738112f37df78"
+ARCHIVE_BYTES = 1_150_585_339
+ARCHIVE_URLS = (f"https://data.caltech.edu/records/65de6-vp158/files/{ARCHIVE}?download=1",)
+ROOT = "CUB_200_2011"  # the folder in the archive
+# 12 005 members, 1.2 GB unpacked.
+MAX_MEMBERS, MAX_BYTES = 20_000, 3 << 30
+SPLITS = ("train", "test")
+SIZES_PX = (256, 512)  # shorter sides, for crops of 224 and of 448 px
+
+
+@dataclass(frozen=True)
+class Birds:
+    """The N images of a split, in file order, on the CPU or (`to`) all on another device.
+
+    Shapes: pixels (B,) uint8, memory-mapped: image i is the height·width·3 bytes from offsets[i]; offsets (N,) and
+    sizes_px (N, 2), as (height, width), int64, always on the CPU; labels (N,) int64; boxes_px (N, 4) float32 as
+    (x0, y0, x1, y1), clipped to the image; parts (N, P, 3) float32 as (x, y, visible).
+    Units: pixels of the cached image, counted from its top left corner.
+    """
+
+    pixels: Tensor
+    offsets: Tensor
+    sizes_px: Tensor
+    labels: Tensor
+    boxes_px: Tensor
+    parts: Tensor
+    classes: tuple[str, ...]
+    part_names: tuple[str, ...]
+    size_px: int
+    source: str  # "real" or "standin", as in a run's record
+    sha256: str  # of the annotations, for a run's record
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, i: int) -> Tensor:
+        """A view of image i. Shapes: (height, width, 3) uint8."""
+        height, width = self.sizes_px[i].tolist()
+        start = int(self.offsets[i])
+        return self.pixels[start : start + height * width * 3].view(height, width, 3)
+
+    def to(self, device: torch.device | str) -> "Birds":
+        """All pixels of the cache (3 GB at 256 px, both splits) and the targets on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "boxes_px", "parts")}
+        return Birds(**{**self.__dict__, **moved})
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Square crops of a batch.
+
+    Shapes: images (N, 3, crop_px, crop_px) uint8, channels last in memory; boxes_px (N, 4) clipped to the crop, without
+    area where the bird is not in it; parts (N, P, 3), (0, 0, 0) where a part is not in it.
+    Units: pixels of the crop, counted from its top left corner.
+    """
+
+    images: Tensor
+    boxes_px: Tensor
+    parts: Tensor
+
+
+def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX) -> Path:
+    """The folder that holds images.txt, fetched first where it is missing; its images are cached at these sizes.
+
+    It is `data_dir` itself, or CUB_200_2011 in it, or comes from `data_dir`/CUB_200_2011.tgz, or is downloaded. The
+    caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px.
+    Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `make_cache`.
+    """
+    data_dir = Path(data_dir)
+    root = _root(data_dir)
+    if root is None:
+        archive = fetch(ARCHIVE_URLS, data_dir / ARCHIVE, ARCHIVE_MD5, ARCHIVE_BYTES)
+        root = extract_tar(archive, data_dir / ROOT, MAX_BYTES, MAX_MEMBERS, ROOT)
+    annotations = read_annotations(root)
+    for size_px in sizes_px:
+        make_cache(annotations, _cache(data_dir, size_px), size_px)
+    return root
+
+
+def load_cub(data_dir: str | Path, split: str, size_px: int, checksums: bool = False) -> Birds:
+    """The official training (5 994) or test (5 794) images of `prepare_cub`. Downloads and decodes nothing.
+
+    `checksums` also reads all pixels to check them; without it their number is checked.
+    Raises: DataError when a file is missing, or the cache is not there, stale or damaged.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"load_cub: split must be one of {SPLITS}, got {split!r}")
+    root = _root(Path(data_dir))
+    if root is None:
+        raise DataError(f"CUB-200-2011 is not in {data_dir}: run `python -m experiments.prepare` first")
+    annotations = read_annotations(root)
+    folder = _cache(Path(data_dir), size_px)
+    problem = find_problem(folder, annotations, size_px, checksums)
+    if problem is not None:
+        raise DataError(f"{folder} {problem}: run `python -m experiments.prepare` first")
+    pixels, index = open_cache(folder)
+    chosen = torch.from_numpy(index.pop("is_train") == (split == "train"))
+    return Birds(
+        pixels=pixels,
+        **{name: torch.from_numpy(values)[chosen] for name, values in index.items()},
+        classes=annotations.classes,
+        part_names=annotations.part_names,
+        size_px=size_px,
+        source=annotations.source,
+        sha256=annotations.sha256,
+    )
+
+
+def random_crop_flip(birds: Birds, index: Tensor, crop_px: int, generator: torch.Generator) -> Crops:
+    """Crops at uniformly random places, each mirrored with probability one half (App. A.6).
+
+    Shapes: index (N,), which images. The numbers are drawn on the generator's device.
+    Raises: ValueError when the crop is larger than the shorter side.
+    """
+    n = len(index)
+    place, coin = (
+        torch.rand(shape, generator=generator, device=generator.device).cpu().double() for shape in ((n, 2), (n,))
+    )
+    room = _room(birds, index, crop_px)
+    corner = (place * (room + 1)).long().minimum(room)
+    return _crop(birds, index, crop_px, corner, coin < 0.5)
+
+
+def center_crop(birds: Birds, index: Tensor, crop_px: int) -> Crops:
+    """The crop in the middle, as at test time. Shapes and errors: see `random_crop_flip`."""
+    corner = _room(birds, index, crop_px) // 2
+    return _crop(birds, index, crop_px, corner, torch.zeros(len(index), dtype=torch.bool))
+
+
+def _root(data_dir: Path) -> Path | None:
+    return next((folder for folder in (data_dir / ROOT, data_dir) if (folder / "images.txt").is_file()), None)
+
+
+def _cache(data_dir: Path, size_px: int) -> Path:
+    return data_dir / f"cub_{size_px}px"
+
+
+def _room(birds: Birds, index: Tensor, crop_px: int) -> Tensor:
+    """How far the corner (x, y) of a crop can move: (N, 2) int64."""
+    if not 0 < crop_px <= birds.size_px:
+        raise ValueError(f"crop_px must be in 1..{birds.size_px}, the images' shorter side, got {crop_px}")
+    return birds.sizes_px[index.cpu()].flip(1) - crop_px
+
+
+def _crop(birds: Birds, index: Tensor, crop_px: int, corner: Tensor, mirrored: Tensor) -> Crops:
+    """Shapes: corner (N, 2) int64 as (x, y) and mirrored (N,) bool, on the CPU."""
+    device = birds.pixels.device
+    images = torch.empty(len(index), crop_px, crop_px, 3, dtype=torch.uint8, device=device)
+    for out, i, (x, y), mirror in zip(images, index.tolist(), corner.tolist(), mirrored.tolist(), strict=True):
+        crop = birds.image(i)[y : y + crop_px, x : x + crop_px]
+        out.copy_(crop.flip(1) if mirror else crop)
+    index, corner, mirrored = index.to(device), corner.to(device), mirrored.to(device)
+    boxes_px = (birds.boxes_px[index] - corner.repeat(1, 2)).clamp(0, crop_px)
+    flipped = torch.stack([crop_px - boxes_px[:, 2], boxes_px[:, 1], crop_px - boxes_px[:, 0], boxes_px[:, 3]], dim=1)
+    return Crops(
+        images.permute(0, 3, 1, 2),
+        torch.where(mirrored[:, None], flipped, boxes_px),
+        _crop_parts(birds.parts[index], crop_px, corner, mirrored, birds.part_names),
+    )
+
+
+def _crop_parts(parts: Tensor, crop_px: int, corner: Tensor, mirrored: Tensor, names: tuple[str, ...]) -> Tensor:
+    xy, visible = parts[..., :2] - corner[:, None], parts[..., 2:]
+    visible = visible * ((xy >= 0) & (xy <= crop_px)).all(-1, keepdim=True)
+    shifted = torch.cat([xy, visible], dim=-1) * visible
+    # In the mirror a bird's left eye is its right one.
+    swapped = {"left": "right", "right": "left"}
+    others = [" ".join(swapped.get(word, word) for word in name.split()) for name in names]
+    order = [names.index(other) if other in names else i for i, other in enumerate(others)]
+    flipped = shifted[:, order].clone()
+    flipped[..., 0] = (crop_px - flipped[..., 0]) * flipped[..., 2]
+    return torch.where(mirrored[:, None, None], flipped, shifted)

@@ -1,0 +1,129 @@
+"""What a task feeds its network: batches of digits distorted anew for training, fixed ones for the test."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stn.data.mnist import Digits
+from stn.data.seeds import TEST_SEED, stream_seed
+
+TEST_BATCH = 1000
+
+
+class Batch(NamedTuple):
+    """images (N, C, *size) float32 in [0, 1], labels (N,) int64; of each channel's digit: its class `digits` (N, C),
+    and `src_from_out` (N, C, 2, 3), the affine map from the image to the undistorted digit, None where there is none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    digits: Tensor
+    src_from_out: Tensor | None = None
+
+
+class DigitStream:
+    """Digits of one split for training and of another for the test, on one device as uint8.
+
+    `shape` (C, *size) of an image with `channels` = C; `classes`; `n_test`. Training batches are drawn with
+    replacement from the generator; test batches depend on (draw, start) alone: their distortions are drawn on the CPU
+    from `TEST_SEED`, so that every model, seed and device sees the same pictures.
+    """
+
+    shape: tuple[int, ...]
+    channels = 1
+    classes = 10
+
+    def __init__(self, train: Digits, test: Digits) -> None:
+        self.train, self.test = train, test
+
+    @property
+    def n_test(self) -> int:
+        return len(self.test)
+
+    def to(self, device: torch.device) -> None:
+        """Moves the digits."""
+        self.train, self.test = self.train.to(device), self.test.to(device)
+
+    def draw(self, n: int, generator: torch.Generator) -> Batch:
+        """A training batch of n images."""
+        raise NotImplementedError
+
+    def test_batch(self, draw: int, start: int) -> Batch:
+        """Test digits `start` .. `start` + `TEST_BATCH` under distortion number `draw`."""
+        raise NotImplementedError
+
+    def _choose(self, n: int, generator: torch.Generator) -> Tensor:
+        device = self.train.images.device
+        return torch.randint(len(self.train), (n,), generator=generator, device=device)
+
+
+class DistortedDigits(DigitStream):
+    """One distorted digit per image: the columns of Table 1."""
+
+    def __init__(self, distortion, train: Digits, test: Digits) -> None:
+        super().__init__(train, test)
+        self.distortion = distortion
+        self.shape = (self.channels, *distortion.canvas)
+
+    def draw(self, n: int, generator: torch.Generator) -> Batch:
+        index = self._choose(n, generator)
+        return self._distorted(self.train.images[index], self.train.labels[index], generator)
+
+    def test_batch(self, draw: int, start: int) -> Batch:
+        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"test/{draw}", start))
+        part = slice(start, start + TEST_BATCH)
+        return self._distorted(self.test.images[part], self.test.labels[part], generator)
+
+    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
+        parameters = self.distortion.sample(digits, generator)
+        turned = getattr(self.distortion, "src_from_out", None)
+        src_from_out = turned(parameters)[:, None] if turned else None
+        return Batch(self.distortion.apply(digits, parameters), labels, labels[:, None], src_from_out)
+
+
+class AddedDigits(DigitStream):
+    """MNIST addition (App. A.1): two channels, a digit in each under its own distortion; the label is their sum.
+
+    Test: digit i with a partner that differs from draw to draw, and is the same for every model.
+    """
+
+    channels = 2
+    classes = 19
+
+    def __init__(self, distortion, train: Digits, test: Digits) -> None:
+        super().__init__(train, test)
+        self.distortion = distortion
+        self.shape = (self.channels, *distortion.canvas)
+
+    def draw(self, n: int, generator: torch.Generator) -> Batch:
+        index = torch.stack([self._choose(n, generator), self._choose(n, generator)], dim=1)
+        return self._pairs(self.train.images[index], self.train.labels[index], generator)
+
+    def test_batch(self, draw: int, start: int) -> Batch:
+        partners = torch.randperm(
+            self.n_test, generator=torch.Generator().manual_seed(stream_seed(TEST_SEED, "partners", draw))
+        )
+        first = torch.arange(start, min(start + TEST_BATCH, self.n_test))
+        index = torch.stack([first, partners[first]], dim=1).to(self.test.images.device)
+        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"pairs/{draw}", start))
+        return self._pairs(self.test.images[index], self.test.labels[index], generator)
+
+    def _pairs(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
+        """digits (N, 2, 28, 28), labels (N, 2): all 2 N digits are distorted in one go."""
+        flat = digits.flatten(0, 1)
+        parameters = self.distortion.sample(flat, generator)
+        images = self.distortion.apply(flat, parameters).view(-1, *self.shape)
+        src_from_out = self.distortion.src_from_out(parameters).unflatten(0, (-1, 2))
+        return Batch(images, labels.sum(1), labels, src_from_out)
+
+
+STREAMS = {"distorted": DistortedDigits, "added": AddedDigits}
+
+
+def stream_class(task: dict) -> type[DistortedDigits] | type[AddedDigits]:
+    """What a task of the mnist family feeds its network (conf/task/*.yaml, key `stream`, by default `distorted`)."""
+    name = task.get("stream", "distorted")
+    if name not in STREAMS:
+        raise ValueError(f"task.stream must be one of {tuple(STREAMS)}, got {name!r}")
+    return STREAMS[name]

@@ -1,0 +1,80 @@
+"""What Lightning costs: the LightningModule's training loop against a bare PyTorch loop of the same steps."""
+
+import statistics
+import time
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+
+from stn.data.seeds import stream_seed
+from stn.tasks.classification import CHUNK_STEPS, Classification
+from stn.train.run import build_classification
+
+
+def loop_overhead(settings: dict, chunks: int, repeats: int) -> dict:
+    """Milliseconds per step of both loops, in turn `repeats` times, and the median of the ratios pair by pair.
+
+    Both draw, distort, train and update alike, and end with the same weights (checked). Measured from the start of
+    the first step to the end of the last, so without the Trainer's start-up, which a run pays once.
+    Returns: `bare_ms`, `lightning_ms` (medians), `ratio` (median of lightning / bare), `ratios`.
+    """
+    pairs = []
+    for _ in range(repeats):
+        bare, lightning = (build_classification(settings)[0] for _ in range(2))
+        pairs.append((_bare_s(bare, chunks), _lightning_s(lightning, chunks)))
+        for ours, theirs in zip(bare.net.parameters(), lightning.net.parameters(), strict=True):
+            if not torch.equal(ours, theirs):
+                raise RuntimeError("the two loops did not compute the same steps")
+    ratios = [lightning / bare for bare, lightning in pairs]
+    bare_s, lightning_s = (statistics.median(times) for times in zip(*pairs, strict=True))
+    per_step = 1000 / (chunks * CHUNK_STEPS)
+    return {
+        "bare_ms": bare_s * per_step,
+        "lightning_ms": lightning_s * per_step,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def _bare_s(module: Classification, chunks: int) -> float:
+    """The same steps without Lightning and without its hooks, seconds."""
+    module.setup("fit")
+    (optimiser,), (schedule,) = module.configure_optimizers()
+    net, distort, digits = module.net, module.distortion, module.digits["train"]
+    generator, batch_size = torch.Generator(), module.recipe.batch_size
+    started = time.perf_counter()
+    for chunk in range(chunks):
+        generator.manual_seed(stream_seed(module.seed, "train", chunk))
+        for _ in range(CHUNK_STEPS):
+            index = torch.randint(len(digits), (batch_size,), generator=generator)
+            loss = F.cross_entropy(net(distort(digits.images[index], generator)), digits.labels[index])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return time.perf_counter() - started
+
+
+def _lightning_s(module: Classification, chunks: int) -> float:
+    stopwatch = _Stopwatch()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=chunks * CHUNK_STEPS,
+        max_epochs=-1,
+        logger=False,
+        callbacks=[stopwatch],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module)
+    return stopwatch.stopped - stopwatch.started
+
+
+class _Stopwatch(pl.Callback):
+    def on_train_epoch_start(self, *_) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, *_) -> None:
+        self.stopped = time.perf_counter()

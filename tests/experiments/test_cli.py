@@ -1,0 +1,225 @@
+"""Wrong input gives one line that names what is allowed; changed settings get a protocol name of their own."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import reproduce
+from experiments.cli import explain
+from experiments.config import compose_config, compose_run, options
+from experiments.train import as_variant
+from stn.results.records import record_path
+from stn.train.run import build_classification
+from stn.train.settings import run_key
+
+ROOT = Path(__file__).parents[2]
+CELL = ["task=mnist_rts", "model=st_cnn_tps"]
+
+
+def line_of(config, call, *arguments):
+    """The one line that a user reads instead of the traceback of `call`."""
+    with pytest.raises(Exception) as error:  # noqa: PT011, whatever kind: its line is what counts
+        call(*arguments)
+    line = explain(error.value, config)
+    assert line is not None, f"taken for a bug: {error.value!r}"
+    assert line.strip() == line != ""
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("group", ["task", "model", "protocol"])
+def test_an_unknown_name_of_a_group_lists_the_known_ones(group):
+    overrides = [o for o in CELL if not o.startswith(group)] + [f"{group}=nonesuch"]
+    line = line_of("train", compose_run, overrides)
+    assert "nonesuch" in line
+    assert all(name in line for name in options(group))
+
+
+@pytest.mark.parametrize(("given", "missing"), [(CELL[:1], "model"), (CELL[1:], "task")])
+def test_a_missing_group_lists_its_names(given, missing):
+    line = line_of("train", compose_run, given)
+    assert line.startswith(f"{missing}=")
+    assert "is missing" in line
+    assert all(name in line for name in options(missing))
+
+
+@pytest.mark.parametrize(
+    ("override", "named", "hint", "allowed"),
+    [
+        ("sead=1", "sead", "seed", ["seed", "data_dir", "wandb"]),
+        ("protocol.mnist.learning_rate=1", "learning_rate", None, ["lr", "momentum", "steps"]),
+        ("protocol.mnist.batchsize=1", "batchsize", "batch_size", ["batch_size"]),
+        ("protocol.svhm.lr=1", "protocol.svhm", None, []),
+        ("wandb.mod=offline", "mod", "mode", ["mode", "project"]),
+        ("task.distortion.canvass=50", "canvass", None, ["rotation_deg"]),
+        ("xyz=1", "xyz", None, ["seed", "task", "model"]),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_neighbours(override, named, hint, allowed):
+    line = line_of("train", compose_run, [*CELL, override])
+    assert named.rpartition(".")[2] in line
+    assert all(name in line for name in allowed)
+    assert ("did you mean" in line) == (hint is not None)
+    assert hint is None or f"did you mean {hint}?" in line
+
+
+@pytest.mark.parametrize(("override", "named"), [("sed=1", "seeds"), ("worker=1", "workers"), ("tabel=x", "table")])
+def test_an_unknown_key_of_reproduce_is_compared_with_its_own_settings(override, named):
+    assert f"did you mean {named}?" in line_of("reproduce", compose_config, "reproduce", [override])
+
+
+@pytest.mark.parametrize(
+    "broken", ["=", "seed", "seed=", "seed=[1", "protocol.mnist=3", "task=", "+seed=1", "~model", "recipe=fast"]
+)
+def test_text_that_is_no_override_ends_in_one_line(toy_mnist, broken):
+    line_of("train", lambda: build_classification(as_variant(compose_run([*CELL, broken]))))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("protocol.mnist.lr=fast", ["recipe.lr", "float", "'fast'"]),
+        ("protocol.mnist.steps=1e3", ["recipe.steps", "int", "1000.0"]),
+        ("protocol.mnist.steps=null", ["recipe.steps", "int", "None"]),
+        ("protocol.mnist.antialias=1", ["recipe.antialias", "bool", "1"]),
+        ("protocol.mnist.optimiser=adam", ["sgd", "adamw", "'adam'"]),
+        ("protocol.mnist.schedule=linear", ["step", "one_cycle", "'linear'"]),
+        ("protocol.mnist.padding=mirror", ["zeros", "border", "'mirror'"]),
+        ("seed=one", ["seed", "integer", "'one'"]),
+        ("seed=-1", ["seed", "0 or more", "-1"]),
+        ("threads=0", ["threads", "1 or more", "0"]),
+        ("device=gpu", ["device", "auto, cpu, cuda", "'gpu'"]),
+        ("evaluate=train", ["evaluate", "test, heldout", "'train'"]),
+        ("wandb.mode=on", ["wandb.mode", "disabled, offline, online"]),
+        ("task.distortion.name=x", ["distortion", "'r', 'rts', 'p', 'e', 'tc'", "'x'"]),
+        ("model.transformation=spline", ["transformation", "affine", "tps", "'spline'"]),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_what_is_allowed(toy_mnist, override, named):
+    line = line_of("train", lambda: build_classification(as_variant(compose_run([*CELL, override]))))
+    assert all(part in line for part in named), line
+
+
+@pytest.mark.parametrize(
+    ("cell", "named"),
+    [
+        (["task=mnist_rts", "model=st_cnn_tps", "task.distortion.canvas=20"], "20x20 px is too small"),
+        (["task=mnist_rts", "model=cnn", "task.distortion.canvas=12"], "12x12 px is too small"),
+        (["task=mnist_tc", "model=fcn", "task.distortion.canvas=20"], "canvas >= 28"),
+        (["task=mnist_r", "model=st_fcn_tps", "protocol.mnist.filters=8"], "no layer widths give"),
+    ],
+)
+def test_a_pair_that_cannot_be_is_refused_before_training(toy_mnist, cell, named):
+    assert named in line_of("train", lambda: build_classification(compose_run(cell)))
+
+
+def test_missing_data_say_what_to_do(tmp_path):
+    settings = compose_run([*CELL, f"data_dir={tmp_path}"])
+    assert "python -m experiments.prepare" in line_of("train", build_classification, settings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["tasks=[mnist_r,mnist_x]"], ["mnist_x", "mnist_r, mnist_rts"]),
+        (["models=[resnet]"], ["resnet", "fcn, cnn"]),
+    ],
+)
+def test_reproduce_refuses_rows_and_columns_that_the_table_has_not(overrides, named):
+    verb = inspect.unwrap(reproduce.reproduce)
+    line = line_of("reproduce", verb, compose_config("reproduce", [*overrides, "dry_run=true"]))
+    assert all(part in line for part in named)
+
+
+def test_a_bug_is_not_taken_for_the_users_error():
+    assert explain(KeyError("x")) is None
+    assert explain(RuntimeError("shapes")) is None
+
+
+# -- the commands themselves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (["experiments.train", "task=mnist_r", "model=vgg"], "model=vgg does not exist; allowed: cnn, fcn"),
+        (["experiments.train", *CELL, "protocol.mnist.lr=-1", "data_dir=nowhere"], "recipe.lr must be 0 or more"),
+        (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
+    ],
+)
+def test_a_command_ends_in_one_line_and_status_2(tmp_path, call, named):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", *call], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert named in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- variants -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_unchanged_settings_keep_their_protocol(seed):
+    settings = compose_run([*CELL, "protocol=fast", f"seed={seed}"])
+    assert as_variant(settings) == settings
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "protocol.note=reworded",
+        "data_dir=/elsewhere",
+        "results_dir=/other",
+        "output_dir=/scratch",
+        "device=cpu",
+        "threads=2",
+        "progress=false",
+        "wandb.mode=offline",
+        "protocol.mnist.lr=0.005",  # what it is already
+    ],
+)
+def test_notes_paths_and_places_make_no_variant(override):
+    settings = compose_run([*CELL, "protocol=fast", override])
+    assert as_variant(settings) == settings
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "protocol.mnist.lr=0.004",
+        "protocol.mnist.antialias=true",
+        "task.distortion.rotation_deg=30",
+        "task.st_output_pool=1",
+        "model.localisation=fc",
+        "evaluate=heldout",
+    ],
+)
+def test_a_changed_setting_gets_a_protocol_and_a_folder_of_its_own(tmp_path, override):
+    plain = compose_run([*CELL, "protocol=fast", f"results_dir={tmp_path}"])
+    changed = compose_run([*CELL, "protocol=fast", f"results_dir={tmp_path}", override])
+    variant = as_variant(changed)
+    name = variant["protocol"]["name"]
+    assert name.startswith("fast-")
+    assert Path(variant["results_dir"]) == tmp_path / "sweeps"
+    path = record_path(variant["results_dir"], run_key(variant))
+    assert path != record_path(plain["results_dir"], run_key(plain))
+    assert not path.is_relative_to(tmp_path / "runs")  # where the tables look
+    assert variant["recipe"] == changed["recipe"]
+
+
+def test_variants_differ_by_setting_and_agree_over_seeds():
+    def name(*overrides):
+        return as_variant(compose_run([*CELL, *overrides]))["protocol"]["name"]
+
+    names = [name("protocol.mnist.lr=0.1"), name("protocol.mnist.lr=0.2"), name("protocol.mnist.steps=5")]
+    assert len(set(names)) == 3
+    assert name("protocol.mnist.lr=0.1", "seed=4") == names[0]

@@ -1,0 +1,180 @@
+"""conf/: everything composes, names mean one thing, and the numbers of the paper are the paper's."""
+
+import functools
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from experiments.config import CONF, compose_config, compose_run, options, resolved
+from stn.data.distortions import distortion
+from stn.nets.budget import TOLERANCE, count_parameters
+from stn.nets.mnist import Architecture, budget_of, build_within_budget
+from stn.results.tables import load_table
+from stn.tasks.classification import Recipe
+
+ROOT = CONF.parent
+PROTOCOLS = ("smoke", "quick", "fast", "paper")
+MNIST = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc")
+TABLE_1_MODELS = [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")] + ["fcn", "cnn"]
+
+
+@functools.cache
+def composed(task, model, protocol):
+    return compose_run([f"task={task}", f"model={model}", f"protocol={protocol}"])
+
+
+@functools.cache
+def parameters(architecture, canvas, classes, pool, filters):
+    """Tasks and protocols that ask for the same network share it."""
+    return count_parameters(build_within_budget(architecture, (1, *canvas), classes, pool, filters)[0])
+
+
+@pytest.mark.parametrize("model", TABLE_1_MODELS)
+@pytest.mark.parametrize("task", MNIST)
+def test_every_cell_composes_and_its_network_is_within_the_budget_of_every_protocol(task, model):
+    settings = composed(task, model, "paper")
+    assert (settings["task"]["name"], settings["model"]["name"]) == (task, model)
+    recipes = [composed(task, "fcn", protocol)["recipe"] for protocol in PROTOCOLS]
+    assert recipes[-1] == settings["recipe"]  # a recipe does not depend on the model
+    architecture = Architecture(**{name: value for name, value in settings["model"].items() if name != "name"})
+    canvas, classes = distortion(**settings["task"]["distortion"]).canvas, settings["task"]["classes"]
+    for filters in {Recipe(**recipe).filters for recipe in recipes}:
+        found = parameters(architecture, canvas, classes, settings["task"]["st_output_pool"], filters)
+        assert abs(found / budget_of((1, *canvas), filters, classes) - 1) <= TOLERANCE
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_file_is_called_what_it_defines(path):
+    content = yaml.safe_load(path.read_text())
+    if path.parent.name in ("task", "model", "protocol", "table"):
+        assert content["name"] == path.stem
+    assert re.fullmatch(r"[a-z0-9_]+", path.stem)
+
+
+@pytest.mark.parametrize("protocol", options("protocol"))
+def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_paper(protocol):
+    content = yaml.safe_load((CONF / "protocol" / f"{protocol}.yaml").read_text())
+    assert content["note"]
+    assert len(content["note"].splitlines()) == 1
+    paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
+    assert content.keys() == paper.keys()
+    for family in paper.keys() - {"name", "note"}:
+        assert content[family].keys() == paper[family].keys()
+
+
+# -- the paper's numbers (Sect. 4.1, App. A.4) ----------------------------------------------------------------------
+
+
+def test_the_papers_protocol_has_the_papers_numbers():
+    assert composed("mnist_r", "fcn", "paper")["recipe"] == {
+        "filters": 64,
+        "batch_size": 256,
+        "steps": 150_000,
+        "optimiser": "sgd",
+        "lr": 0.01,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 0,
+        "schedule": "step",
+        "lr_step_every": 50_000,
+        "lr_step_factor": 0.1,
+        "warmup_fraction": 0,
+        "localiser_lr_multiplier": 1,
+        "padding": "zeros",
+        "antialias": False,
+        "test_draws": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "distorted", "pool"),
+    [
+        ("mnist_r", {"name": "r", "rotation_deg": 90}, 1),
+        ("mnist_rts", {"name": "rts", "rotation_deg": 45, "scale": [0.7, 1.2], "canvas": 42}, 2),
+        ("mnist_p", {"name": "p", "scale": [0.75, 1.0], "sigma_px": 3}, 1),
+        ("mnist_e", {"name": "e", "scale": [0.75, 1.0], "sigma_px": 1.5}, 1),
+        ("mnist_tc", {"name": "tc", "canvas": 60, "n_patches": 6, "patch_px": 6}, 2),
+    ],
+)
+def test_a_task_has_the_papers_distortion(task, distorted, pool):
+    settings = composed(task, "fcn", "paper")["task"]
+    assert settings["distortion"] == distorted
+    assert settings["st_output_pool"] == pool
+    assert settings["classes"] == 10
+
+
+@pytest.mark.parametrize("model", TABLE_1_MODELS)
+def test_a_model_is_what_its_name_says(model):
+    *st, classifier, transformation = model.split("_") if "_" in model else (model, None)
+    settings = composed("mnist_r", model, "paper")["model"]
+    localisation = {"fcn": "fc", "cnn": "conv"}[classifier] if st else None
+    assert settings == {
+        "name": model,
+        "classifier": classifier,
+        "transformation": transformation,
+        "localisation": localisation,
+    }
+
+
+TABLE_1 = """
+fcn               2.1 5.2 3.1 3.2 13.2
+cnn               1.2 0.8 1.5 1.4 3.5
+st_fcn_affine     1.2 0.8 1.5 2.7 2.0
+st_fcn_projective 1.3 0.9 1.4 2.6 -
+st_fcn_tps        1.1 0.8 1.4 2.4 -
+st_cnn_affine     0.7 0.5 0.8 1.2 1.7
+st_cnn_projective 0.8 0.6 0.8 1.3 -
+st_cnn_tps        0.7 0.5 0.8 1.1 -
+"""
+
+
+def test_table_1_has_the_papers_numbers():
+    wanted = {}
+    for model, *numbers in map(str.split, TABLE_1.strip().splitlines()):
+        wanted[model] = {task: float(n) for task, n in zip(MNIST, numbers, strict=True) if n != "-"}
+    spec = load_table(CONF / "table" / "table1.yaml")
+    assert spec.reference == wanted
+    assert spec.tasks == MNIST
+    assert spec.models == tuple(wanted)
+    assert spec.lower_is_better
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", options("table"))
+def test_every_row_and_column_of_a_table_can_be_run(table):
+    spec = load_table(CONF / "table" / f"{table}.yaml")
+    assert set(spec.tasks) <= set(options("task"))
+    assert set(spec.models) <= set(options("model"))
+
+
+@pytest.mark.parametrize("table", options("table"))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_reproduce_composes_for_every_table(table, protocol):
+    settings = resolved(compose_config("reproduce", [f"table={table}", f"protocol={protocol}"]))
+    assert settings["table"]["name"] == table
+    assert settings["protocol"]["name"] == protocol
+    assert load_table(CONF / "table" / f"{table}.yaml").metric == settings["table"]["metric"]
+
+
+# -- environments ---------------------------------------------------------------------------------------------------
+
+
+def test_the_conda_environment_is_the_lock_and_the_python_that_the_project_asks_for():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    lock = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert pip == lock
+    (python,) = (entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={python.removeprefix('python=')}"
+
+
+def test_the_lock_pins_every_dependency_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {re.split(r"==", line)[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
+    for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        assert re.match(r"[\w-]+", requirement)[0] in pinned

@@ -1,0 +1,238 @@
+"""experiments.reproduce runs what is missing, once, whatever was interrupted."""
+
+import inspect
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments import reproduce
+from experiments.config import compose_config, compose_run
+from stn.results.records import read_record, record_path, write_record
+from stn.train.pool import Finished, Progress
+from stn.train.run import run
+from stn.train.settings import run_key
+
+VERB = Path(__file__).parents[1] / "train" / "toy_verb.py"
+CELLS = ("mnist_r/fcn", "mnist_r/st_fcn_affine", "mnist_e/fcn", "mnist_e/st_fcn_affine")
+
+
+@pytest.fixture
+def overrides(toy_md5, tmp_path):
+    """Four small cells of Table 1."""
+    return [
+        "table=table1",
+        "protocol=smoke",
+        "tasks=[mnist_r,mnist_e]",
+        "models=[fcn,st_fcn_affine]",
+        f"data_dir={toy_md5}",
+        f"results_dir={tmp_path / 'results'}",
+        f"output_dir={tmp_path / 'outputs'}",
+        "device=cpu",
+    ]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, overrides):
+    """Call it with further overrides: runs the verb here, one run after the other; returns (what ran, what it said)."""
+    ran, broken = [], []
+
+    def one_by_one(all_settings, workers):
+        for index, settings in enumerate(all_settings):
+            cell = f"{settings['task']['name']}/{settings['model']['name']}"
+            ran.append(str(run_key(settings)))
+            yield Progress(index, 50)
+            if cell in broken:
+                yield Finished(index, None, RuntimeError("no\nroom"))
+            else:
+                yield Finished(index, run(settings), None)
+
+    monkeypatch.setattr("stn.train.pool.run_all", one_by_one)
+    monkeypatch.setattr("experiments.figures.draw_all", lambda *_: [])  # tested on their own
+    monkeypatch.setattr(reproduce, "console", Console(width=300, highlight=False))
+    verb = inspect.unwrap(reproduce.reproduce)
+
+    def once(*more):
+        ran.clear()
+        try:
+            verb(compose_config("reproduce", [*overrides, *more]))
+        finally:
+            once.ran, once.said = sorted(ran), capsys.readouterr().out
+        return once.ran, once.said
+
+    once.broken = broken
+    return once
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Runs of this process take ten steps, and count as good."""
+    recipe = ["protocol.mnist.steps=10", "protocol.mnist.batch_size=4"]
+    monkeypatch.setattr(reproduce, "compose_run", lambda overrides: compose_run([*overrides, *recipe]))
+    monkeypatch.setattr("stn.train.run.GUESSING_MARGIN", -10)
+
+
+@pytest.fixture
+def cell(overrides, tiny):
+    """The settings of a cell, as reproduce runs them."""
+    common = [
+        o for o in overrides if o.split("=")[0] in ("protocol", "data_dir", "results_dir", "output_dir", "device")
+    ]
+
+    def settings(name, seed=0):
+        task, model = name.split("/")
+        return reproduce.compose_run([f"task={task}", f"model={model}", f"seed={seed}", "progress=false", *common])
+
+    return settings
+
+
+def put(settings, **changes):
+    """Leaves a record of a run that was not made; returns its path."""
+    path = record_path(settings["results_dir"], run_key(settings))
+    like = run(settings)
+    write_record(path, {**like, "finished_at": "2025-01-01T00:00:00+00:00", **changes})
+    return path
+
+
+def keys(*cells, seed=0):
+    return sorted(f"{cell}/smoke/seed{seed}" for cell in cells)
+
+
+def test_what_is_missing_is_run_once_and_the_table_is_written(call, tiny, tmp_path):
+    ran, said = call()
+    assert ran == keys(*CELLS)
+    assert "4 runs: 0 done, 0 failed, 4 missing" in said
+    records = sorted((tmp_path / "results" / "runs").rglob("*.json"))
+    before = [path.read_bytes() for path in records]
+    assert [read_record(path)["status"] for path in records] == ["ok"] * 4
+    table = tmp_path / "results" / "tables" / "table1_smoke.md"
+    assert "Table 1" in table.read_text()
+    assert "| FCN" in said
+    ran, said = call()
+    assert ran == []
+    assert "4 runs: 4 done, 0 failed, 0 missing" in said
+    assert [path.read_bytes() for path in records] == before
+
+
+def test_a_dry_run_lists_and_runs_nothing(call, cell, tmp_path):
+    put(cell("mnist_r/fcn"))
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    ran, said = call("dry_run=true", "seeds=2")
+    assert ran == []
+    assert "8 runs: 1 done, 0 failed, 7 missing" in said
+    listed = re.findall(r"would run: (\S+)", said)
+    assert sorted(listed) == sorted([*keys(*CELLS[1:]), *keys(*CELLS, seed=1)])
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged", "collapsed"])
+def test_a_bad_run_is_named_and_only_listed_again_when_asked(call, cell, status):
+    put(cell("mnist_e/fcn"), status=status, reason="why")
+    only = ("tasks=[mnist_r,mnist_e]", "models=[fcn]", "dry_run=true")
+    _, said = call(*only)
+    assert "2 runs: 0 done, 1 failed, 1 missing" in said
+    assert "failed: mnist_e/fcn/smoke/seed0" in said
+    assert "would run: mnist_e/fcn" not in said
+    assert "would run: mnist_e/fcn" in call(*only, "retry=true")[1]
+
+
+def test_a_bad_run_is_replaced_when_asked(call, cell):
+    path = put(cell("mnist_e/fcn"), status="collapsed", reason="why")
+    only = ("tasks=[mnist_e]", "models=[fcn]")
+    assert call(*only)[0] == []
+    assert call(*only, "retry=true")[0] == keys("mnist_e/fcn")
+    assert read_record(path)["status"] == "ok"
+
+
+def test_a_record_of_other_settings_counts_as_missing_and_is_replaced(call, cell):
+    path = put(cell("mnist_e/fcn"), config_hash="0123456789abcdef")
+    only = ("tasks=[mnist_e]", "models=[fcn]")
+    assert "0 done, 0 failed, 1 missing" in call(*only, "dry_run=true")[1]
+    assert call(*only)[0] == keys("mnist_e/fcn")
+    assert read_record(path)["config_hash"] != "0123456789abcdef"
+    assert call(*only)[0] == []
+
+
+def test_a_run_that_raises_does_not_stop_the_others_and_ends_the_command_with_its_name(call, tiny):
+    call.broken.append("mnist_r/fcn")
+    with pytest.raises(SystemExit) as stop:
+        call("models=[fcn]")
+    assert str(stop.value) == "mnist_r/fcn/smoke/seed0: RuntimeError: no room"
+    assert call.ran == keys("mnist_r/fcn", "mnist_e/fcn")
+    call.broken.clear()
+    assert call("models=[fcn]")[0] == keys("mnist_r/fcn")
+
+
+def test_seeds_add_runs_to_those_that_are_there(call, tiny):
+    only = ("tasks=[mnist_r]", "models=[fcn]")
+    assert call(*only)[0] == keys("mnist_r/fcn")
+    assert call(*only, "seeds=3")[0] == keys("mnist_r/fcn", seed=1) + keys("mnist_r/fcn", seed=2)
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+def children(pid):
+    """The processes whose parent is `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc to see the workers")
+def test_killing_the_command_ends_its_workers_and_the_next_call_completes(call, overrides, toy_md5, tmp_path):
+    # The ST-CNN takes seconds, the FCN less than one: the first is under way when the second has its record.
+    cells = ["tasks=[mnist_r]", "models=[fcn,st_cnn_affine]", "workers=2"]
+    command = [sys.executable, str(VERB), "experiments.reproduce", *overrides, *cells]
+    environment = os.environ | {"TOY_DATA_DIR": str(toy_md5), "TOY_CHECKPOINT_EVERY_S": "0", "COLUMNS": "300"}
+    runs = tmp_path / "results" / "runs"
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    try:
+        wait_until(lambda: process.poll() is not None or list(runs.rglob("*.json")), 120)
+        assert process.poll() is None
+        workers = children(process.pid)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert len(workers) >= 2
+    wait_until(lambda: not any(map(alive, workers)), 30)
+    (first,) = runs.rglob("*.json")  # no other run got to its end
+    content = first.read_bytes()
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "2 runs: 1 done, 0 failed, 1 missing" in again.stdout
+    records = sorted(path for path in runs.rglob("*") if path.is_file())
+    assert len(records) == 2  # none lost, none doubled, nothing half written
+    assert [read_record(path)["model"] for path in records] == ["fcn", "st_cnn_affine"]
+    assert first.read_bytes() == content
+    assert (tmp_path / "results" / "tables" / "table1_smoke.md").exists()
+    ran, said = call(*cells)
+    assert ran == []
+    assert "2 done, 0 failed, 0 missing" in said

@@ -1,0 +1,328 @@
+"""The training loop against plain torch code, and what must not depend on what."""
+
+import copy
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+
+from experiments.config import compose_run
+from stn.data.mnist import Digits
+from stn.data.seeds import stream_seed
+from stn.tasks.classification import CHUNK_STEPS, Classification, Recipe
+from stn.train.run import build_classification
+
+SGD = {"optimiser": "sgd", "schedule": "step", "lr": 0.01}
+BATCH, SEED = 16, 0
+
+
+class Recorder(Classification):
+    """Keeps the images and the learning rates of every step."""
+
+    def draw_batch(self):
+        images, labels = super().draw_batch()
+        self.__dict__.setdefault("drawn", []).append((images, labels))
+        self.__dict__.setdefault("lrs", []).append([g["lr"] for g in self.optimizers().param_groups])
+        return images, labels
+
+
+@pytest.fixture
+def module_of(toy_mnist, settings_of):
+    """A module before training, with a recorder in it."""
+
+    def make(task="mnist_r", model="fcn", *overrides, **recipe):
+        module, _ = build_classification(settings_of(task, model, *overrides, **recipe))
+        module.__class__ = Recorder
+        return module
+
+    return make
+
+
+def fit(module):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=module.recipe.steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module)
+    return module
+
+
+def plain_net(module):
+    """A copy of the untrained net, in the memory format that the CPU trains in."""
+    return copy.deepcopy(module.net).to(memory_format=torch.channels_last)
+
+
+def batches(module):
+    """The steps' images and labels: digits drawn with replacement and distorted, a stream per chunk."""
+    digits, generator = module.digits["train"], torch.Generator()
+    for step in range(module.recipe.steps):
+        if step % CHUNK_STEPS == 0:
+            generator.manual_seed(stream_seed(SEED, "train", step // CHUNK_STEPS))
+        index = torch.randint(len(digits), (BATCH,), generator=generator)
+        yield module.distortion(digits.images[index], generator), digits.labels[index]
+
+
+def assert_equal(found, wanted, **tolerance):
+    found, wanted = dict(found.named_parameters()), dict(wanted.named_parameters())
+    assert found.keys() == wanted.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], wanted[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# -- steps ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["fcn", "st_cnn_affine"])
+def test_sgd_steps_are_those_computed_by_hand(module_of, model):
+    lr, momentum, decay = 0.02, 0.8, 0.1
+    module = module_of(
+        model=model, steps=3, **(SGD | {"lr": lr}), momentum=momentum, weight_decay=decay, lr_step_every=2
+    )
+    net = plain_net(module)
+    velocity = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for step, (images, labels) in enumerate(batches(module)):
+        loss = -F.log_softmax(net(images), dim=1)[torch.arange(BATCH), labels].mean()
+        gradients = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
+                velocity[name] = momentum * velocity[name] + gradient + decay * p
+                p -= (lr if step < 2 else lr / 10) * velocity[name]
+    assert_equal(fit(module).net, net, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["fcn", "st_cnn_affine"])
+def test_adamw_steps_are_those_computed_by_hand(module_of, model):
+    lr, decay = 0.002, 0.1
+    module = module_of(model=model, steps=3, optimiser="adamw", schedule="step", lr=lr, weight_decay=decay)
+    net = plain_net(module)
+    first = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    second = copy.deepcopy(first)
+    for step, (images, labels) in enumerate(batches(module), start=1):
+        gradients = torch.autograd.grad(F.cross_entropy(net(images), labels), list(net.parameters()))
+        with torch.no_grad():
+            for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
+                first[name] = 0.9 * first[name] + 0.1 * gradient
+                second[name] = 0.999 * second[name] + 0.001 * gradient**2
+                mean, square = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
+                p -= lr * decay * p + lr * mean / (square.sqrt() + 1e-8)
+    # AdamW divides a gradient by its own size: where that is rounding noise, so is the step.
+    assert_equal(fit(module).net, net, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe"),
+    [("fcn", SGD | {"nesterov": True}), ("st_fcn_tps", {}), ("st_cnn_projective", {"optimiser": "adamw"})],
+)
+def test_chunks_of_steps_are_bit_for_bit_a_plain_loop(module_of, model, recipe):
+    steps = CHUNK_STEPS + 10  # one chunk and a part
+    module = module_of("mnist_r", model, steps=steps, **recipe)
+    r, net = module.recipe, plain_net(module)
+    if r.optimiser == "sgd":
+        optimiser = torch.optim.SGD(net.parameters(), r.lr, r.momentum, nesterov=r.nesterov, fused=True)
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, r.lr_step_every, r.lr_step_factor)
+    else:
+        optimiser = torch.optim.AdamW(net.parameters(), r.lr, weight_decay=0.0, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, r.lr, total_steps=steps + 1, pct_start=0.2, cycle_momentum=False
+        )
+    for images, labels in batches(module):
+        optimiser.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimiser.step()
+        schedule.step()
+    fit(module)
+    assert module.trainer.global_step == steps == module.curve["step"][-1]
+    assert_equal(module.net, net, rtol=0, atol=0)
+
+
+def test_the_curve_has_the_mean_loss_and_error_of_every_chunk(module_of):
+    module = module_of(steps=CHUNK_STEPS + 10, **(SGD | {"lr": 0.0}))
+    net = plain_net(module)
+    with torch.no_grad():
+        found = [
+            (F.cross_entropy(net(x), y).item(), (net(x).argmax(1) != y).float().mean()) for x, y in batches(module)
+        ]
+    losses, errors = torch.tensor(found).T
+    curve = fit(module).curve
+    assert curve["step"] == [CHUNK_STEPS, CHUNK_STEPS + 10]
+    chunks = [slice(None, CHUNK_STEPS), slice(CHUNK_STEPS, None)]
+    assert curve["train/loss"] == pytest.approx([losses[c].mean().item() for c in chunks], rel=1e-5)
+    assert curve["train/error_pct"] == pytest.approx([100 * errors[c].mean().item() for c in chunks], rel=1e-5)
+
+
+# -- rates ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["fcn", "cnn", "st_fcn_affine", "st_fcn_tps", "st_cnn_affine", "st_cnn_projective"])
+def test_the_localiser_multiplier_reaches_exactly_the_transformers_parameters(module_of, model):
+    def change(multiplier):
+        module = module_of(model=model, steps=1, localiser_lr_multiplier=multiplier, **SGD)
+        before = {name: p.detach().clone() for name, p in module.net.named_parameters()}
+        return {name: p.detach() - before[name] for name, p in fit(module).net.named_parameters()}
+
+    full, tenth = change(1.0), change(0.1)
+    for name, moved in full.items():
+        factor = 0.1 if name.startswith("transformer.") else 1.0
+        torch.testing.assert_close(tenth[name], factor * moved, rtol=1e-3, atol=1e-7)
+    assert any(moved.any() for name, moved in full.items() if name.startswith("transformer.")) == model.startswith("st")
+
+
+@pytest.mark.parametrize("model", ["cnn", "st_cnn_tps"])
+def test_every_parameter_is_trained(module_of, model):
+    module = module_of("mnist_r", model, steps=3)
+    before = {name: p.detach().clone() for name, p in module.net.named_parameters()}
+    assert all((p != before[name]).any() for name, p in fit(module).net.named_parameters())
+
+
+def test_the_step_schedule_divides_the_rate_at_its_steps(module_of):
+    module = module_of(model="st_fcn_affine", steps=110, batch_size=2, lr_step_every=40, **SGD)
+    (lrs, localiser) = zip(*fit(module).lrs, strict=True)
+    assert lrs == pytest.approx([0.01] * 40 + [0.001] * 40 + [0.0001] * 30)
+    assert localiser == lrs
+
+
+def test_one_cycle_warms_up_to_its_peak_and_ends_at_nothing(module_of):
+    steps, peak = 99, 0.006
+    module = module_of(model="st_fcn_affine", steps=steps, batch_size=2, lr=peak, localiser_lr_multiplier=0.5)
+    (lrs, localiser) = zip(*fit(module).lrs, strict=True)
+    top = 19  # warmup_fraction 0.2 of 100
+    assert lrs[0] == pytest.approx(peak / 25)
+    assert lrs[top] == max(lrs) == pytest.approx(peak)
+    assert sorted(lrs[: top + 1]) == list(lrs[: top + 1])
+    assert sorted(lrs[top:], reverse=True) == list(lrs[top:])
+    cosine = [peak / 2 * (1 + math.cos(math.pi * (step - top) / (steps - top))) for step in range(top, steps)]
+    assert lrs[top:] == pytest.approx(cosine, abs=peak * 1e-4)
+    assert lrs[-1] < peak / 1000
+    assert localiser == pytest.approx([lr / 2 for lr in lrs])
+
+
+# -- recipes --------------------------------------------------------------------------------------------------------
+
+
+GOOD = {name: value for name, value in compose_run(["task=mnist_r", "model=fcn", "protocol=paper"])["recipe"].items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("optimiser", "adam", "'sgd', 'adamw'"),
+        ("schedule", "cosine", "'step', 'one_cycle'"),
+        ("padding", "reflect", "'zeros', 'border'"),
+        ("steps", 1.5, "int"),
+        ("steps", "many", "int"),
+        ("steps", True, "int"),
+        ("steps", None, "int"),
+        ("lr", "0.1", "float"),
+        ("lr", False, "float"),
+        ("nesterov", 1, "bool"),
+        ("nesterov", "false", "bool"),
+        ("optimiser", 1, "str"),
+        ("steps", 0, "at least 1"),
+        ("steps", -5, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("filters", 0, "at least 1"),
+        ("test_draws", 0, "at least 1"),
+        ("lr_step_every", 0, "at least 1"),
+        ("lr", -0.1, "0 or more"),
+        ("lr", math.nan, "0 or more"),
+        ("lr", math.inf, "0 or more"),
+        ("momentum", -1.0, "0 or more"),
+        ("weight_decay", -1.0, "0 or more"),
+        ("localiser_lr_multiplier", -1.0, "0 or more"),
+        ("lr_step_factor", -1.0, "0 or more"),
+        ("warmup_fraction", 1.5, "0 to 1"),
+        ("warmup_fraction", -0.5, "0 to 1"),
+    ],
+)
+def test_a_recipe_refuses_what_cannot_be(name, value, allowed):
+    with pytest.raises(ValueError, match=rf"^recipe\.{name} ") as error:
+        Recipe(**GOOD | {name: value})
+    message = str(error.value)
+    assert "\n" not in message
+    assert repr(value) in message
+    assert allowed in message
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(ValueError, match="nesterov"):
+        Recipe(**GOOD | {"nesterov": True, "momentum": 0.0})
+
+
+def test_a_recipe_takes_an_integer_where_a_number_may_have_a_fraction():
+    assert Recipe(**GOOD | {"lr": 1}).lr == 1
+
+
+# -- images ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(module):
+    return [images for images, _ in fit(module).drawn]
+
+
+def test_training_images_depend_on_seed_and_chunk_only(module_of):
+    steps = CHUNK_STEPS + 2
+    torch.manual_seed(1)
+    images = drawn(module_of("mnist_e", "fcn", steps=steps, batch_size=4))
+    torch.manual_seed(2)
+    recipe = {"steps": CHUNK_STEPS + 1, "lr": 0.5, "optimiser": "sgd", "batch_size": 4}
+    others = drawn(module_of("mnist_e", "st_cnn_tps", **recipe))
+    assert all(torch.equal(a, b) for a, b in zip(images, others, strict=False))
+    elsewhere = drawn(module_of("mnist_e", "fcn", "seed=1", steps=2, batch_size=4))
+    assert not torch.equal(images[0], elsewhere[0])
+    assert len({image.numpy().tobytes() for image in images}) == steps  # each distorted anew
+
+
+@pytest.mark.parametrize("task", ["mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc"])
+def test_test_images_are_the_same_for_every_model_seed_and_protocol(toy_mnist, task):
+    def modules():
+        for model, seed, protocol in (("fcn", 0, "smoke"), ("st_fcn_affine", 3, "quick"), ("fcn", 1, "paper")):
+            yield build_classification(
+                compose_run([f"task={task}", f"model={model}", f"seed={seed}", f"protocol={protocol}"])
+            )[0]
+
+    batches = []
+    for i, module in enumerate(modules()):
+        torch.manual_seed(i)
+        images, labels, _ = module.draw_test_batch(draw=0, start=0)
+        batches.append(images)
+        assert torch.equal(labels, toy_mnist["test"].labels)
+    assert torch.equal(batches[0], batches[1])
+    assert torch.equal(batches[0], batches[2])
+    assert not torch.equal(batches[0], module.draw_test_batch(draw=1, start=0)[0])
+
+
+def test_test_batches_cover_every_digit_under_every_draw_once(module_of):
+    module = module_of(test_draws=3)
+    n = len(module.digits["test"])
+    seen = sorted(tuple(batch) for batch in module.test_dataloader())
+    assert seen == [(draw, 0) for draw in range(3)]
+    module.digits["test"] = Digits(torch.zeros(2500, 28, 28, dtype=torch.uint8), torch.zeros(2500))
+    assert sorted(start for draw, start in module.test_dataloader() if draw == 2) == [0, 1000, 2000]
+    assert module.test_batch_of(2345) == (2000, 345)
+    assert n == 300
+
+
+def test_heldout_never_reads_the_test_set_and_measures_on_digits_it_did_not_train_on(monkeypatch, settings_of):
+    numbered = torch.arange(10_200)
+    images = torch.zeros(len(numbered), 28, 28, dtype=torch.uint8)
+    images[:, 0, 0], images[:, 0, 1] = numbered // 256, numbered % 256
+    read = []
+
+    def load(data_dir, split):
+        read.append(split)
+        return Digits(images, numbered % 10)
+
+    monkeypatch.setattr("stn.train.run.load_mnist", load)
+    module, _ = build_classification(settings_of("mnist_r", "fcn", "evaluate=heldout"))
+    assert read == ["train"]
+    numbers = {s: d.images[:, 0, 0].int() * 256 + d.images[:, 0, 1].int() for s, d in module.digits.items()}
+    assert numbers["train"].tolist() == list(range(200))
+    assert numbers["test"].tolist() == list(range(200, 10_200))

@@ -1,0 +1,32 @@
+"""The cost of a run orders runs: what is more arithmetic costs more."""
+
+import pytest
+
+from stn.nets.mnist import Architecture, build_within_budget
+from stn.train.cost import OVERHEAD_FLOP, run_cost
+
+
+@pytest.fixture
+def cost(settings_of):
+    return lambda task, model, **recipe: run_cost(settings_of(task, model, **recipe))
+
+
+def test_the_cost_of_the_fcn_is_that_of_its_matrix_products(cost):
+    _, (a, b) = build_within_budget(Architecture("fcn"), (1, 28, 28), classes=10, pool=1, filters=48)
+    forward = 2 * (784 * a + a * b + b * 10)
+    assert cost("mnist_r", "fcn", steps=10, batch_size=4) == 10 * 4 * (3 * forward + OVERHEAD_FLOP)
+
+
+def test_the_cost_grows_with_steps_and_batch_size(cost):
+    once = cost("mnist_r", "st_fcn_tps", steps=10, batch_size=4)
+    assert cost("mnist_r", "st_fcn_tps", steps=20, batch_size=4) == 2 * once
+    assert cost("mnist_r", "st_fcn_tps", steps=10, batch_size=12) == 3 * once
+
+
+def test_a_larger_canvas_and_more_layers_cost_more(cost):
+    assert cost("mnist_r", "fcn") < cost("mnist_r", "cnn") < cost("mnist_rts", "cnn") < cost("mnist_tc", "cnn")
+    assert cost("mnist_r", "cnn", filters=48) < cost("mnist_r", "cnn", filters=64)
+
+
+def test_a_pooled_transformer_output_costs_less_than_the_whole_canvas(cost):
+    assert cost("mnist_rts", "st_cnn_affine") < cost("mnist_rts", "cnn")

@@ -1,0 +1,74 @@
+"""What a record says about where it was made."""
+
+import importlib.metadata
+import platform
+import subprocess
+
+import pytest
+import torch
+
+from stn.train import provenance
+from stn.train.provenance import device_name, git_state, versions
+
+
+def test_versions_are_those_installed(monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGES", (*provenance.PACKAGES, "no-such-package"))
+    found = versions()
+    assert found.pop("python") == platform.python_version()
+    assert found.pop("no-such-package") == "not installed"
+    assert found == {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "pytorch-lightning", "numpy")}
+
+
+def test_the_cpu_has_a_name():
+    name = device_name(torch.device("cpu"))
+    assert name == name.strip() != ""
+    assert len(name.splitlines()) == 1
+
+
+@pytest.fixture
+def checkout(monkeypatch, tmp_path):
+    """A git checkout of a project whose provenance.py is the one asked."""
+    module = tmp_path / "src" / "stn" / "train" / "provenance.py"
+    for path in (module, tmp_path / "conf" / "train.yaml", tmp_path / "results" / "runs" / "a.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("1\n")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+
+    def git(*arguments):
+        call = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    tmp_path.joinpath("head").write_text(git("rev-parse", "HEAD"))
+    return tmp_path
+
+
+def test_git_state_is_the_revision_of_a_clean_checkout(checkout):
+    assert git_state() == {"revision": (checkout / "head").read_text(), "dirty": False}
+
+
+def test_new_records_do_not_make_a_checkout_dirty(checkout):
+    (checkout / "results" / "runs" / "b.json").write_text("2")
+    (checkout / "results" / "runs" / "a.json").write_text("2")
+    assert git_state()["dirty"] is False
+
+
+@pytest.mark.parametrize("changed", ["src/stn/train/provenance.py", "conf/train.yaml", "src/stn/new.py"])
+def test_changed_code_and_configuration_make_a_checkout_dirty(checkout, changed):
+    (checkout / changed).write_text("2")
+    assert git_state()["dirty"] is True
+
+
+def test_without_git_or_a_checkout_the_state_is_unknown(monkeypatch, tmp_path, checkout):
+    unknown = {"revision": None, "dirty": None}
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert git_state() == unknown
+    monkeypatch.undo()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    elsewhere = tmp_path.parent / "elsewhere" / "src" / "stn" / "train"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(elsewhere / "provenance.py"))
+    assert git_state() == unknown
