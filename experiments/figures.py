@@ -77,9 +77,9 @@ def _warps(key: RunKey, weights: Path, digits: list[int], wanted: dict) -> list[
     rows = []
     for digit in digits:
         start, i = module.test_batch_of(digit)
-        images, labels, _ = module.draw_test_batch(0, start)
+        images, labels, *_ = module.stream.test_batch(0, start)
         with torch.no_grad():
-            warped = module.net.transformer.warp(images[i : i + 1])
+            (warped,) = module.net.transformers.warps(images[i : i + 1])
             output = module.net.pool(warped.image)
         label = int(labels[i])
         rows.append(Warp(images[i, 0].numpy(), warped.grid[0].numpy(), output[0, 0].numpy(), f"a {label}"))

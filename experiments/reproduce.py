@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.cli import job, main
-from experiments.config import CONF, compose_run, resolved
+from experiments.config import CONF, compose_config, compose_run, resolved
 from stn.results.records import config_hash, read_record, read_records, record_path
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
@@ -26,7 +26,13 @@ console = Console(highlight=False)
 def reproduce(config: DictConfig) -> None:
     """The whole verb."""
     wanted = resolved(config)
-    wanted["protocol"] = wanted["protocol"]["name"]
+    name = wanted["protocol"]["name"]
+    if wanted["protocol"] != resolved(compose_config("reproduce", [f"protocol={name}"]))["protocol"]:
+        raise ValueError(
+            f"a table is made by a protocol as it stands: give conf/protocol/{name}.yaml another name and change that, "
+            "or train single runs with experiments.train"
+        )
+    wanted["protocol"] = name
     spec = _spec(wanted)
     states = {"done": [], "failed": [], "missing": []}
     for settings in _cells(spec, wanted):

@@ -206,11 +206,16 @@ def wait_until(condition, seconds):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc to see the workers")
-def test_killing_the_command_ends_its_workers_and_the_next_call_completes(call, overrides, toy_md5, tmp_path):
-    # The ST-CNN takes seconds, the FCN less than one: the first is under way when the second has its record.
+def test_killing_the_command_ends_its_workers_and_the_next_call_completes(
+    monkeypatch, call, overrides, toy_md5, tmp_path
+):
+    # The ST-CNN takes seconds, the FCN a fraction of one: the first is under way when the second has its record.
     cells = ["tasks=[mnist_r]", "models=[fcn,st_cnn_affine]", "workers=2"]
     command = [sys.executable, str(VERB), "experiments.reproduce", *overrides, *cells]
+    small = "protocol.mnist.batch_size=16"
     environment = os.environ | {"TOY_DATA_DIR": str(toy_md5), "TOY_CHECKPOINT_EVERY_S": "0", "COLUMNS": "300"}
+    environment["TOY_OVERRIDES"] = small
+    monkeypatch.setattr(reproduce, "compose_run", lambda overrides: compose_run([*overrides, small]))
     runs = tmp_path / "results" / "runs"
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=tmp_path)
     try:

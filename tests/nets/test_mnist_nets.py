@@ -90,7 +90,7 @@ def test_models_map_a_batch_to_ten_logits_and_all_their_parameters_get_a_gradien
     net = MODELS[name].build((1, canvas, canvas), (8, 8), 10, POOL[canvas])
     for start in (False, True):
         if start and MODELS[name].transformation:  # away from the zero weights, which pass nothing on
-            nn.init.normal_(net.transformer.regression.weight, std=0.01)
+            nn.init.normal_(net.transformers[0].regression.weight, std=0.01)
         net.zero_grad()
         logits = net(torch.rand(3, 1, canvas, canvas))
         assert logits.shape == (3, 10)
@@ -191,7 +191,7 @@ def test_stacked_replicas_have_the_gradients_that_each_has_alone(name):
     for seed in range(2):
         torch.manual_seed(seed)
         replicas.append(MODELS[name].build((1, 28, 28), (4, 4), 10, 1).double())
-        nn.init.normal_(replicas[-1].transformer.regression.weight, std=0.02)
+        nn.init.normal_(replicas[-1].transformers[0].regression.weight, std=0.02)
     parameters, buffers = stack_module_state(replicas)
     image = torch.rand(2, 3, 1, 28, 28, dtype=torch.float64)
 
@@ -225,8 +225,8 @@ def test_an_untrained_st_shows_the_classifier_the_pooled_image(name, canvas):
 
 def test_padding_and_antialias_reach_the_transformer():
     net = Architecture("fcn", "affine", "fc", padding="border", antialias=True).build((1, 28, 28), (4, 4), 10, 1)
-    assert (net.transformer.padding, net.transformer.antialias) == ("border", True)
-    assert net.transformer.out_size == (28, 28)
+    assert (net.transformers[0].padding, net.transformers[0].antialias) == ("border", True)
+    assert net.transformers[0].out_size == (28, 28)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -95,8 +95,10 @@ def test_a_block_of_the_readme_holds_the_head_of_its_table(project, tmp_path):
     assert project("--readme", str(readme)) == 0
     text = readme.read_text()
     overview = (project.tables / "tablegolden_fast.md").read_text().split("\n## ")[0]
-    assert text.startswith("before\n") and text.endswith("after\n")
-    assert "old" not in text and "## " not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "## " not in text
     assert all(line in text for line in overview.splitlines() if line.startswith("|"))
     assert project("--check", "--readme", str(readme)) == 0
 

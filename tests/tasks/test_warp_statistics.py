@@ -170,7 +170,7 @@ def summary_of(theta, image, labels, src_from_out, batch=16):
     statistics = WarpStatistics()
     for i in range(0, len(image), batch):
         part = slice(i, i + batch)
-        statistics.add(warped_by(theta[part], image[part]), labels[part], src_from_out[part])
+        statistics.add([warped_by(theta[part], image[part])], labels[part, None], src_from_out[part, None])
     return statistics.summary()
 
 
@@ -225,7 +225,7 @@ def test_other_transformations_that_undo_a_rotation_leave_no_spread(name):
     else:
         theta = torch.cat([undo.flatten(1), torch.zeros(len(undo), 2)], dim=1)
     statistics = WarpStatistics()
-    statistics.add(warped_by(theta, image, name), labels, src_from_out)
+    statistics.add([warped_by(theta, image, name)], labels[:, None], src_from_out[:, None])
     summary = statistics.summary()
     assert summary["angle_std_after_deg"] == pytest.approx(0, abs=1e-2)
     assert {k for k in summary if k.startswith("theta_std_")} == {
@@ -243,7 +243,7 @@ def test_the_share_of_the_grid_inside_the_image_and_of_cells_turned_over():
         ]
     )
     statistics = WarpStatistics()
-    statistics.add(warped_by(theta, image), torch.zeros(3, dtype=torch.long))
+    statistics.add([warped_by(theta, image)], torch.zeros(3, 1, dtype=torch.long))
     summary = statistics.summary()
     assert summary["grid_inside"] == pytest.approx((1 + 1 + 0.25) / 3)
     assert summary["grid_folded"] == pytest.approx(1 / 3)
@@ -262,14 +262,14 @@ def test_rotations_and_zooms_fold_nothing_and_a_crossed_spline_folds_some():
     ):
         statistics = WarpStatistics()
         for _ in range(2):
-            statistics.add(warped_by(value, image, transformation), labels)
+            statistics.add([warped_by(value, image, transformation)], labels[:, None])
         assert low <= statistics.summary()["grid_folded"] <= high
 
 
 def test_without_a_map_to_the_digit_there_are_no_angles_and_without_images_no_metrics():
     statistics = WarpStatistics()
     assert statistics.summary() == {}
-    statistics.add(warped_by(torch.eye(2, 3).repeat(2, 1, 1), torch.rand(2, 1, 8, 8)), torch.tensor([0, 1]))
+    statistics.add([warped_by(torch.eye(2, 3).repeat(2, 1, 1), torch.rand(2, 1, 8, 8))], torch.tensor([[0], [1]]))
     assert not any(key.startswith("angle") for key in statistics.summary())
 
 
@@ -279,3 +279,22 @@ def test_points_behind_the_horizon_at_the_edge_do_not_spoil_the_angle():
     grid = projective_grid(theta, (28, 28))
     assert (grid.abs() > 10).any()
     assert abs(rotation_deg(linear_part(grid)).item() - 20) < 10
+
+
+def test_two_transformers_that_each_undo_one_channel_stabilise_both():
+    rotate = distortion("r")
+    image = torch.zeros(40, 28, 28, dtype=torch.uint8)
+    params = [rotate.sample(image, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    src_from_out = torch.stack([rotate.src_from_out(p) for p in params], dim=1)
+    undo = [rotate.src_from_out(RotationParams(-p.rotation_deg)) for p in params]
+    statistics = WarpStatistics()
+    statistics.add(
+        [warped_by(theta, torch.rand(40, 2, 28, 28)) for theta in undo], torch.zeros(40, 2).long(), src_from_out
+    )
+    summary = statistics.summary()
+    assert summary["angle_std_before_deg"] > 40
+    assert summary["angle_std_after_deg"] == pytest.approx(0, abs=0.01)
+    assert summary["st0_ch0_angle_std_after_deg"] == pytest.approx(0, abs=0.01)
+    assert summary["st0_ch1_angle_std_after_deg"] > 40
+    assert summary["st1_ch0_angle_std_after_deg"] > 40
+    assert {"st0_grid_inside", "st1_grid_inside", "st1_theta_std_5"} <= summary.keys()

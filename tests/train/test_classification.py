@@ -22,10 +22,10 @@ class Recorder(Classification):
     """Keeps the images and the learning rates of every step."""
 
     def draw_batch(self):
-        images, labels = super().draw_batch()
-        self.__dict__.setdefault("drawn", []).append((images, labels))
+        batch = super().draw_batch()
+        self.__dict__.setdefault("drawn", []).append((batch.images, batch.labels))
         self.__dict__.setdefault("lrs", []).append([g["lr"] for g in self.optimizers().param_groups])
-        return images, labels
+        return batch
 
 
 @pytest.fixture
@@ -62,12 +62,12 @@ def plain_net(module):
 
 def batches(module):
     """The steps' images and labels: digits drawn with replacement and distorted, a stream per chunk."""
-    digits, generator = module.digits["train"], torch.Generator()
+    digits, generator = module.stream.train, torch.Generator()
     for step in range(module.recipe.steps):
         if step % CHUNK_STEPS == 0:
             generator.manual_seed(stream_seed(SEED, "train", step // CHUNK_STEPS))
         index = torch.randint(len(digits), (BATCH,), generator=generator)
-        yield module.distortion(digits.images[index], generator), digits.labels[index]
+        yield module.stream.distortion(digits.images[index], generator), digits.labels[index]
 
 
 def assert_equal(found, wanted, **tolerance):
@@ -170,9 +170,10 @@ def test_the_localiser_multiplier_reaches_exactly_the_transformers_parameters(mo
 
     full, tenth = change(1.0), change(0.1)
     for name, moved in full.items():
-        factor = 0.1 if name.startswith("transformer.") else 1.0
+        factor = 0.1 if name.startswith("transformers.") else 1.0
         torch.testing.assert_close(tenth[name], factor * moved, rtol=1e-3, atol=1e-7)
-    assert any(moved.any() for name, moved in full.items() if name.startswith("transformer.")) == model.startswith("st")
+    of_transformer = [moved for name, moved in full.items() if name.startswith("transformers.")]
+    assert any(moved.any() for moved in of_transformer) == model.startswith("st")
 
 
 @pytest.mark.parametrize("model", ["cnn", "st_cnn_tps"])
@@ -207,7 +208,7 @@ def test_one_cycle_warms_up_to_its_peak_and_ends_at_nothing(module_of):
 # -- recipes --------------------------------------------------------------------------------------------------------
 
 
-GOOD = {name: value for name, value in compose_run(["task=mnist_r", "model=fcn", "protocol=paper"])["recipe"].items()}
+GOOD = compose_run(["task=mnist_r", "model=fcn", "protocol=paper"])["recipe"]
 
 
 @pytest.mark.parametrize(
@@ -291,20 +292,20 @@ def test_test_images_are_the_same_for_every_model_seed_and_protocol(toy_mnist, t
     batches = []
     for i, module in enumerate(modules()):
         torch.manual_seed(i)
-        images, labels, _ = module.draw_test_batch(draw=0, start=0)
+        images, labels, *_ = module.stream.test_batch(draw=0, start=0)
         batches.append(images)
         assert torch.equal(labels, toy_mnist["test"].labels)
     assert torch.equal(batches[0], batches[1])
     assert torch.equal(batches[0], batches[2])
-    assert not torch.equal(batches[0], module.draw_test_batch(draw=1, start=0)[0])
+    assert not torch.equal(batches[0], module.stream.test_batch(draw=1, start=0).images)
 
 
 def test_test_batches_cover_every_digit_under_every_draw_once(module_of):
     module = module_of(test_draws=3)
-    n = len(module.digits["test"])
+    n = module.stream.n_test
     seen = sorted(tuple(batch) for batch in module.test_dataloader())
     assert seen == [(draw, 0) for draw in range(3)]
-    module.digits["test"] = Digits(torch.zeros(2500, 28, 28, dtype=torch.uint8), torch.zeros(2500))
+    module.stream.test = Digits(torch.zeros(2500, 28, 28, dtype=torch.uint8), torch.zeros(2500))
     assert sorted(start for draw, start in module.test_dataloader() if draw == 2) == [0, 1000, 2000]
     assert module.test_batch_of(2345) == (2000, 345)
     assert n == 300
@@ -323,6 +324,8 @@ def test_heldout_never_reads_the_test_set_and_measures_on_digits_it_did_not_trai
     monkeypatch.setattr("stn.train.run.load_mnist", load)
     module, _ = build_classification(settings_of("mnist_r", "fcn", "evaluate=heldout"))
     assert read == ["train"]
-    numbers = {s: d.images[:, 0, 0].int() * 256 + d.images[:, 0, 1].int() for s, d in module.digits.items()}
-    assert numbers["train"].tolist() == list(range(200))
-    assert numbers["test"].tolist() == list(range(200, 10_200))
+    train, test = (
+        d.images[:, 0, 0].int() * 256 + d.images[:, 0, 1].int() for d in (module.stream.train, module.stream.test)
+    )
+    assert train.tolist() == list(range(200))
+    assert test.tolist() == list(range(200, 10_200))

@@ -1,7 +1,8 @@
 """Runs a verb on toy digits: TOY_DATA_DIR=<IDX files> python tests/train/toy_verb.py experiments.train task=… …
 
 The files' own md5 take the place of MNIST's, at import: a spawned worker imports this script again, as its main
-module, and so reads the same digits. With TOY_CHECKPOINT_EVERY_S a run saves a checkpoint that often.
+module, and so reads the same digits. With TOY_CHECKPOINT_EVERY_S a run saves a checkpoint that often; TOY_OVERRIDES
+are appended to those of every run that a verb composes.
 """
 
 import hashlib
@@ -20,6 +21,12 @@ if "TOY_CHECKPOINT_EVERY_S" in os.environ:
     import stn.train.run
 
     stn.train.run.CHECKPOINT_EVERY = timedelta(seconds=float(os.environ["TOY_CHECKPOINT_EVERY_S"]))
+if "TOY_OVERRIDES" in os.environ:
+    import experiments.config
+
+    composed = experiments.config.compose_run
+    extra = os.environ["TOY_OVERRIDES"].split()
+    experiments.config.compose_run = lambda overrides: composed([*overrides, *extra])
 
 if __name__ == "__main__":
     verb = sys.argv.pop(1)

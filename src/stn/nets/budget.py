@@ -26,13 +26,18 @@ def solve_widths(parameters: Callable[[tuple[int, int]], int], budget: int) -> t
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if parameters((middle, middle)) <= budget else (low, middle)
-    near = range(max(1, low - MAX_DIFFERENCE), low + MAX_DIFFERENCE + 2)
-    errors = {(a, b): abs(parameters((a, b)) / budget - 1) for a in near for b in near if abs(a - b) <= MAX_DIFFERENCE}
-    fitting = [widths for widths, error in errors.items() if error <= TOLERANCE]
-    if not fitting:
-        best = min(errors, key=errors.get)
-        raise ValueError(
-            f"no layer widths give {budget} parameters within {TOLERANCE:.0%}; "
-            f"the nearest, {best}, gives {parameters(best)}"
-        )
-    return min(fitting, key=lambda widths: (abs(widths[0] - widths[1]), errors[widths]))
+    best = None
+    for difference in range(MAX_DIFFERENCE + 1):
+        errors = {
+            pair: abs(parameters(pair) / budget - 1)
+            for a in range(max(1, low - MAX_DIFFERENCE), low + MAX_DIFFERENCE + 2)
+            for pair in sorted({(a, a + difference), (a + difference, a)})
+        }
+        nearest = min(errors, key=errors.get)
+        if errors[nearest] <= TOLERANCE:
+            return nearest
+        best = nearest if best is None or errors[nearest] < abs(parameters(best) / budget - 1) else best
+    raise ValueError(
+        f"no layer widths give {budget} parameters within {TOLERANCE:.0%}; "
+        f"the nearest, {best}, gives {parameters(best)}"
+    )

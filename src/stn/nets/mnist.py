@@ -1,4 +1,4 @@
-"""The networks of Table 1 (Sect. 4.1, App. A.4): FCN and CNN, alone or behind a spatial transformer."""
+"""The networks of Tables 1 and 4 (Sect. 4.1, App. A.1, A.4): FCN and CNN, alone or behind spatial transformers."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stn.nets.budget import count_parameters, solve_widths
 from stn.nets.layers import conv_pool, flat_features, he
 from stn.nets.localisation import LOCALISATIONS
-from stn.transform import SpatialTransformer
+from stn.transform import ParallelTransformers, SpatialTransformer
 
 
 class Fcn(nn.Sequential):
@@ -35,49 +35,53 @@ CLASSIFIERS = {"fcn": Fcn, "cnn": Cnn}
 
 
 class TransformedClassifier(nn.Module):
-    """A spatial transformer on the input, its output average-pooled by `pool`, a classifier on that."""
+    """Spatial transformers on the input, their output average-pooled by `pool`, a classifier on that."""
 
-    def __init__(self, transformer: SpatialTransformer, classifier: nn.Module, pool: int = 1) -> None:
+    def __init__(self, transformers: ParallelTransformers, classifier: nn.Module, pool: int = 1) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformers = transformers
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         self.classifier = classifier
 
     def classify(self, warped: Tensor) -> Tensor:
-        """Logits (N, classes) of what the transformer gave, (N, C, H, W)."""
+        """Logits (N, classes) of what the transformers gave, (N, C, H, W)."""
         return self.classifier(self.pool(warped))
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, C, H, W) -> logits (N, classes)."""
-        return self.classify(self.transformer(image))
+        return self.classify(self.transformers(image))
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of a table: which classifier, and which transformer in front of it, if any (conf/model/*.yaml)."""
+    """One row of a table: which classifier, and which transformers in front of it, if any (conf/model/*.yaml)."""
 
     classifier: str
     transformation: str | None = None
     localisation: str | None = None
+    transformers: int = 1
     padding: str = "zeros"
     antialias: bool = False
 
     def build(self, in_shape: tuple[int, int, int], widths: tuple[int, int], classes: int, pool: int) -> nn.Module:
-        """The network for images of shape (C, H, W); `pool` is the average-pooling of the transformer's output.
+        """The network for images of shape (C, H, W); `pool` is the average-pooling of the transformers' output.
 
         Raises: ValueError when the image is too small for the network.
         """
         if self.transformation is None:
             return CLASSIFIERS[self.classifier](in_shape, widths, classes)
-        transformer = SpatialTransformer(
-            LOCALISATIONS[self.localisation](in_shape),
-            self.transformation,
-            in_shape[1:],
-            padding=self.padding,
-            antialias=self.antialias,
+        transformers = ParallelTransformers(
+            SpatialTransformer(
+                LOCALISATIONS[self.localisation](in_shape),
+                self.transformation,
+                in_shape[1:],
+                padding=self.padding,
+                antialias=self.antialias,
+            )
+            for _ in range(self.transformers)
         )
-        pooled = (in_shape[0], in_shape[1] // pool, in_shape[2] // pool)
-        return TransformedClassifier(transformer, CLASSIFIERS[self.classifier](pooled, widths, classes), pool)
+        pooled = (self.transformers * in_shape[0], in_shape[1] // pool, in_shape[2] // pool)
+        return TransformedClassifier(transformers, CLASSIFIERS[self.classifier](pooled, widths, classes), pool)
 
 
 def budget_of(in_shape: tuple[int, int, int], filters: int, classes: int) -> int:

@@ -1,4 +1,4 @@
-"""Classification of distorted digits (Sect. 4.1): every batch distorted anew, on the device, many steps per call."""
+"""Classification of digits distorted anew in every batch (Sect. 4.1, App. A.1), many steps per Lightning batch."""
 
 import dataclasses
 import math
@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from stn.data.mnist import Digits
-from stn.data.seeds import TEST_SEED, stream_seed
+from stn.data.seeds import stream_seed
+from stn.data.streams import TEST_BATCH, Batch, DigitStream
 from stn.tasks.warp_statistics import WarpStatistics
 from stn.transform.sampling import PADDINGS
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
 CHUNK_STEPS = 50
-TEST_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,17 @@ class Diverged(Exception):
 
 
 class Classification(pl.LightningModule):
-    """Trains `net` (N, 1, H, W) -> logits (N, classes) on digits distorted anew in every step.
+    """Trains `net` (N, C, H, W) -> logits (N, classes) on batches that `stream` makes anew in every step.
 
     One Lightning batch is a *chunk* of `CHUNK_STEPS` steps, with its own random stream: chunk c draws the same images
-    whether the run was interrupted before it or not. Digits stay on the device as uint8.
+    whether the run was interrupted before it or not.
     """
 
-    def __init__(
-        self, net: nn.Module, distortion, train_digits: Digits, test_digits: Digits, recipe: Recipe, seed: int
-    ) -> None:
+    def __init__(self, net: nn.Module, stream: DigitStream, recipe: Recipe, seed: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.net = net
-        self.distortion = distortion
-        self.digits = {"train": train_digits, "test": test_digits}
+        self.stream = stream
         self.recipe = recipe
         self.seed = seed
         self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
@@ -94,8 +90,8 @@ class Classification(pl.LightningModule):
 
     def configure_optimizers(self):
         recipe = self.recipe
-        localiser = [p for n, p in self.net.named_parameters() if n.startswith("transformer.")]
-        others = [p for n, p in self.net.named_parameters() if not n.startswith("transformer.")]
+        localiser = [p for n, p in self.net.named_parameters() if n.startswith("transformers.")]
+        others = [p for n, p in self.net.named_parameters() if not n.startswith("transformers.")]
         groups = [{"params": others, "lr": recipe.lr}]
         if localiser:
             groups.append({"params": localiser, "lr": recipe.lr * recipe.localiser_lr_multiplier})
@@ -120,16 +116,14 @@ class Classification(pl.LightningModule):
         return range(-(-self.recipe.steps // CHUNK_STEPS))
 
     def setup(self, stage: str) -> None:
-        self.digits = {split: digits.to(self.device) for split, digits in self.digits.items()}
+        self.stream.to(self.device)
         self.generator = torch.Generator(self.device)
         if self.device.type == "cpu":  # 1.3-1.6 times faster there; the numbers agree to float rounding
             self.net.to(memory_format=torch.channels_last)
 
-    def draw_batch(self) -> tuple[Tensor, Tensor]:
-        """A batch of training digits, drawn with replacement and distorted: images (N, 1, H, W), labels (N,)."""
-        digits = self.digits["train"]
-        index = torch.randint(len(digits), (self.recipe.batch_size,), generator=self.generator, device=self.device)
-        return self.distortion(digits.images[index], self.generator), digits.labels[index]
+    def draw_batch(self) -> Batch:
+        """The next training batch."""
+        return self.stream.draw(self.recipe.batch_size, self.generator)
 
     def training_step(self, _: int, batch_idx: int) -> None:
         started = time.perf_counter()
@@ -140,15 +134,15 @@ class Classification(pl.LightningModule):
         total_wrong = torch.zeros((), device=self.device)
         steps = min(CHUNK_STEPS, self.recipe.steps - done)
         for _ in range(steps):
-            images, labels = self.draw_batch()
-            logits = self.net(images)
-            loss = F.cross_entropy(logits, labels)
+            batch = self.draw_batch()
+            logits = self.net(batch.images)
+            loss = F.cross_entropy(logits, batch.labels)
             optimiser.zero_grad()
             self.manual_backward(loss)
             optimiser.step()
             schedule.step()
             total_loss += loss.detach()
-            total_wrong += (logits.detach().argmax(1) != labels).float().mean()
+            total_wrong += (logits.detach().argmax(1) != batch.labels).float().mean()
         loss, error_pct = total_loss.item() / steps, 100 * total_wrong.item() / steps
         self.train_s += time.perf_counter() - started
         self._record_chunk(done + steps, loss, error_pct)
@@ -176,27 +170,16 @@ class Classification(pl.LightningModule):
 
     def test_dataloader(self) -> DataLoader:
         """(draw, first digit) of every test batch."""
-        starts = range(0, len(self.digits["test"]), TEST_BATCH)
+        starts = range(0, self.stream.n_test, TEST_BATCH)
         return DataLoader(
             [(draw, start) for draw in range(self.recipe.test_draws) for start in starts], batch_size=None
         )
 
     def on_test_start(self) -> None:
-        draws, n = self.recipe.test_draws, len(self.digits["test"])
+        draws, n = self.recipe.test_draws, self.stream.n_test
         self.test_wrong = torch.zeros(draws, n, dtype=torch.bool)
         self.test_loss = 0.0
         self.warp_statistics = WarpStatistics()
-
-    def draw_test_batch(self, draw: int, start: int):
-        """Test digits `start`.. under distortion number `draw`: images, labels, and the parameters of the distortion.
-
-        Parameters are drawn on the CPU, so that every device sees the same pictures.
-        """
-        digits = self.digits["test"]
-        images = digits.images[start : start + TEST_BATCH]
-        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"test/{draw}", start))
-        parameters = self.distortion.sample(images, generator)
-        return self.distortion.apply(images, parameters), digits.labels[start : start + TEST_BATCH], parameters
 
     def test_batch_of(self, digit: int) -> tuple[int, int]:
         """The first digit of the test batch that holds test digit number `digit`, and its place in the batch."""
@@ -205,12 +188,11 @@ class Classification(pl.LightningModule):
 
     def test_step(self, batch: tuple[int, int], batch_idx: int) -> None:
         draw, start = batch
-        images, labels, parameters = self.draw_test_batch(draw, start)
-        if hasattr(self.net, "transformer"):
-            warped = self.net.transformer.warp(images)
-            logits = self.net.classify(warped.image)
-            turned = getattr(self.distortion, "src_from_out", None)
-            self.warp_statistics.add(warped, labels, turned(parameters) if turned else None)
+        images, labels, digits, src_from_out = self.stream.test_batch(draw, start)
+        if hasattr(self.net, "transformers"):
+            warps = self.net.transformers.warps(images)
+            logits = self.net.classify(torch.cat([warped.image for warped in warps], dim=1))
+            self.warp_statistics.add(warps, digits, src_from_out)
         else:
             logits = self.net(images)
         self.test_loss += F.cross_entropy(logits, labels, reduction="sum").item()

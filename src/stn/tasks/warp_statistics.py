@@ -24,8 +24,8 @@ def linear_part(grid: Tensor) -> Tensor:
 
 
 def rotation_deg(matrix: Tensor) -> Tensor:
-    """The angle of the rotation nearest to each matrix (polar decomposition), in degrees: (N, 2, 2) -> (N,)."""
-    sine, cosine = matrix[:, 1, 0] - matrix[:, 0, 1], matrix[:, 0, 0] + matrix[:, 1, 1]
+    """The angle of the rotation nearest to each matrix (polar decomposition), in degrees: (..., 2, 2) -> (...)."""
+    sine, cosine = matrix[..., 1, 0] - matrix[..., 0, 1], matrix[..., 0, 0] + matrix[..., 1, 1]
     return torch.atan2(sine, cosine).rad2deg()
 
 
@@ -43,40 +43,78 @@ def spread_deg(angles_deg: Tensor, labels: Tensor) -> float:
 
 
 class WarpStatistics:
-    """Gathers `Warped` batches of a test set and sums them up as metrics."""
+    """Gathers what the transformers of a network do to a test set, and sums it up as metrics."""
 
     def __init__(self) -> None:
-        self.theta, self.inside, self.folded, self.labels, self.before, self.after = [], [], [], [], [], []
+        self.of_transformer: list[_OfTransformer] = []
+        self.before: list[Tensor] = []
+        self.digits: list[Tensor] = []
 
-    def add(self, warped: Warped, labels: Tensor, src_from_out: Tensor | None = None) -> None:
-        """`src_from_out` (N, 2, 3): affine map, distorted image to original digit, where there is one."""
-        grid = warped.grid
-        self.theta.append(warped.theta.flatten(1).cpu())
-        self.inside.append((grid.abs() <= 1).all(-1).float().mean(dim=(1, 2)).cpu())
-        along_x, along_y = grid[:, :-1, 1:] - grid[:, :-1, :-1], grid[:, 1:, :-1] - grid[:, :-1, :-1]
-        area = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
-        self.folded.append((area <= 0).float().mean(dim=(1, 2)).cpu())
-        if src_from_out is not None:
-            turn = src_from_out[:, :, :2]
-            self.labels.append(labels.cpu())
+    def add(self, warps: list[Warped], digits: Tensor, src_from_out: Tensor | None = None) -> None:
+        """A batch: what each transformer did to it, the class of each channel's digit (N, C), and, where there is one,
+        the affine map from each channel of the image to its undistorted digit (N, C, 2, 3).
+        """
+        if not self.of_transformer:
+            self.of_transformer = [_OfTransformer() for _ in warps]
+        turn = None if src_from_out is None else src_from_out[..., :2]
+        for statistics, warped in zip(self.of_transformer, warps, strict=True):
+            statistics.add(warped, turn)
+        if turn is not None:
+            self.digits.append(digits.cpu())
             self.before.append(rotation_deg(turn).cpu())
-            self.after.append(rotation_deg(turn @ linear_part(grid)).cpu())
 
     def summary(self) -> dict[str, float]:
-        """`grid_inside`: mean share of grid points inside the image; `grid_folded`: share of cells turned over;
+        """The metrics; with several transformers each has its own, prefixed st0_, st1_, …
+
+        `grid_inside`: mean share of grid points inside the image; `grid_folded`: share of cells turned over;
         `theta_std_i`: standard deviation over images of each number of theta;
-        `angle_std_before_deg`, `angle_std_after_deg`: spread of the digits' rotation in the ST's input and output.
+        `angle_std_before_deg`, `angle_std_after_deg`: spread of the digits' rotation in the input and in the output.
+        With several channels the latter are per transformer and channel (st0_ch1_…), and `angle_std_after_deg` is the
+        mean over channels of the transformer that turns that channel's digit best.
         """
-        if not self.theta:
-            return {}
+        summary = {}
+        several = len(self.of_transformer) > 1
+        for t, statistics in enumerate(self.of_transformer):
+            prefix = f"st{t}_" if several else ""
+            summary |= {prefix + name: value for name, value in statistics.summary().items()}
+        if self.of_transformer and self.before:
+            summary |= self._angles()
+        return summary
+
+    def _angles(self) -> dict[str, float]:
+        digits, before = torch.cat(self.digits), torch.cat(self.before)
+        channels = range(before.shape[1])
+        after = [[spread_deg(torch.cat(s.after)[:, c], digits[:, c]) for c in channels] for s in self.of_transformer]
         summary = {
-            "grid_inside": torch.cat(self.inside).mean().item(),
-            "grid_folded": torch.cat(self.folded).mean().item(),
+            "angle_std_before_deg": sum(spread_deg(before[:, c], digits[:, c]) for c in channels) / len(channels),
+            "angle_std_after_deg": sum(min(spreads) for spreads in zip(*after, strict=True)) / len(channels),
         }
+        if len(channels) > 1:
+            for t, spreads in enumerate(after):
+                summary |= {f"st{t}_ch{c}_angle_std_after_deg": spread for c, spread in enumerate(spreads)}
+        return summary
+
+
+class _OfTransformer:
+    def __init__(self) -> None:
+        self.theta, self.inside, self.folded, self.after = [], [], [], []
+
+    def add(self, warped: Warped, turn: Tensor | None) -> None:
+        """`turn` (N, C, 2, 2): from the image to the undistorted digit of each channel."""
+        grid = warped.grid
+        self.theta.append(warped.theta.flatten(1).cpu())
+        self.inside.append((grid.abs() <= 1).all(-1).float().flatten(1).mean(1).cpu())
+        if grid.ndim == 4:
+            along_x, along_y = grid[:, :-1, 1:] - grid[:, :-1, :-1], grid[:, 1:, :-1] - grid[:, :-1, :-1]
+            area = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
+            self.folded.append((area <= 0).float().mean(dim=(1, 2)).cpu())
+        if turn is not None:
+            self.after.append(rotation_deg(turn @ linear_part(grid)[:, None]).cpu())
+
+    def summary(self) -> dict[str, float]:
+        summary = {"grid_inside": torch.cat(self.inside).mean().item()}
+        if self.folded:
+            summary["grid_folded"] = torch.cat(self.folded).mean().item()
         for i, std in enumerate(torch.cat(self.theta).std(0).tolist()):
             summary[f"theta_std_{i}"] = std
-        if self.labels:
-            labels = torch.cat(self.labels)
-            summary["angle_std_before_deg"] = spread_deg(torch.cat(self.before), labels)
-            summary["angle_std_after_deg"] = spread_deg(torch.cat(self.after), labels)
         return summary

@@ -41,14 +41,14 @@ def _bare_s(module: Classification, chunks: int) -> float:
     """The same steps without Lightning and without its hooks, seconds."""
     module.setup("fit")
     (optimiser,), (schedule,) = module.configure_optimizers()
-    net, distort, digits = module.net, module.distortion, module.digits["train"]
-    generator, batch_size = torch.Generator(), module.recipe.batch_size
+    net, stream, batch_size = module.net, module.stream, module.recipe.batch_size
+    generator = torch.Generator()
     started = time.perf_counter()
     for chunk in range(chunks):
         generator.manual_seed(stream_seed(module.seed, "train", chunk))
         for _ in range(CHUNK_STEPS):
-            index = torch.randint(len(digits), (batch_size,), generator=generator)
-            loss = F.cross_entropy(net(distort(digits.images[index], generator)), digits.labels[index])
+            images, labels, *_ = stream.draw(batch_size, generator)
+            loss = F.cross_entropy(net(images), labels)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -15,12 +15,13 @@ from pytorch_lightning.callbacks import Callback
 from stn.data.distortions import distortion
 from stn.data.mnist import MNIST_MD5, holdout, load_mnist
 from stn.data.seeds import stream_seed
+from stn.data.streams import stream_class
 from stn.nets.budget import count_parameters
 from stn.nets.mnist import Architecture, build_within_budget
 from stn.results.records import RunKey, config_hash, pack_wrong, record_path, write_record
 from stn.tasks.classification import Classification, Diverged, Recipe
 from stn.train.provenance import device_name, git_state, versions
-from stn.train.settings import check, run_key, science
+from stn.train.settings import check, from_settings, run_key, science
 from stn.train.tracking import tracking
 
 CHECKPOINT_EVERY = timedelta(seconds=30)
@@ -39,23 +40,26 @@ def build_classification(settings: dict) -> tuple[Classification, tuple[int, int
     Raises: ValueError for settings that do not fit together, DataError when MNIST is not there.
     """
     task, seed = settings["task"], settings["seed"]
-    recipe = Recipe(**settings["recipe"])
-    architecture = Architecture(
-        **{name: value for name, value in settings["model"].items() if name != "name"},
-        padding=recipe.padding,
-        antialias=recipe.antialias,
-    )
-    warp = distortion(**task["distortion"])
+    recipe = from_settings(Recipe, settings["recipe"], "the recipe")
+    model = {name: value for name, value in settings["model"].items() if name != "name"}
+    model |= {"padding": recipe.padding, "antialias": recipe.antialias}
+    architecture = from_settings(Architecture, model, "the model")
+    warp = from_settings(distortion, task["distortion"], "the distortion")
+    make_stream = stream_class(task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
         net, widths = build_within_budget(
-            architecture, (1, *warp.canvas), task["classes"], task["st_output_pool"], recipe.filters
+            architecture,
+            (make_stream.channels, *warp.canvas),
+            make_stream.classes,
+            task["st_output_pool"],
+            recipe.filters,
         )
     train = load_mnist(settings["data_dir"], "train")
     train, test = (
         (train, load_mnist(settings["data_dir"], "test")) if settings["evaluate"] == "test" else holdout(train)
     )
-    return Classification(net, warp, train, test, recipe, seed), widths
+    return Classification(net, make_stream(warp, train, test), recipe, seed), widths
 
 
 class _Progress(Callback):
@@ -93,6 +97,8 @@ def run(settings: dict, progress=None) -> dict:
     training is recorded with status "failed" and raised again.
     """
     check(settings)
+    if settings["device"] == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
     key = run_key(settings)
     torch.set_num_threads(settings["threads"])
     module, widths = build_classification(settings)
@@ -180,7 +186,7 @@ def _blank_record(settings: dict, key: RunKey, module: Classification, widths: t
         "widths": {"layer1": widths[0], "layer2": widths[1]},
         "metrics": {},
         "per_draw": {},
-        "n_test": len(module.digits["test"]),
+        "n_test": module.stream.n_test,
         "test_draws": recipe.test_draws,
         "test_wrong": None,
         "curve": {},
@@ -202,11 +208,11 @@ def _measured(module: Classification, device: torch.device) -> dict:
     loss = sum(tail) / len(tail)
     metrics = {"train/loss": loss, **module.metrics}
     reason = None
-    classes = module.net(torch.zeros(1, 1, *module.distortion.canvas, device=device)).shape[1]
+    classes = module.stream.classes
     if loss > math.log(classes) - GUESSING_MARGIN:
         reason = f"training loss {loss:.3f} at the end is that of guessing among {classes} classes"
-    elif metrics.get("test/grid_inside", 1.0) < MIN_GRID_INSIDE:
-        reason = f"only {metrics['test/grid_inside']:.1%} of the sampling grid lies inside the image"
+    elif min(_grid_inside(metrics), default=1.0) < MIN_GRID_INSIDE:
+        reason = f"only {min(_grid_inside(metrics)):.1%} of a sampling grid lies inside the image"
     return {
         "status": "collapsed" if reason else "ok",
         "reason": reason,
@@ -218,6 +224,11 @@ def _measured(module: Classification, device: torch.device) -> dict:
         "images_per_s": round(module.recipe.steps * module.recipe.batch_size / module.train_s, 1),
         "device": device_name(device),
     }
+
+
+def _grid_inside(metrics: dict) -> list[float]:
+    """The share of grid points inside the image, of every transformer."""
+    return [value for name, value in metrics.items() if name.endswith("grid_inside")]
 
 
 def _thinned(curve: dict[str, list]) -> dict[str, list]:

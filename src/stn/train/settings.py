@@ -1,5 +1,7 @@
 """What resolved settings (conf/train.yaml) say about a run. Imports no torch."""
 
+from collections.abc import Callable
+
 from stn.results.records import RunKey
 
 
@@ -37,3 +39,11 @@ def check(settings: dict) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def from_settings(make: Callable, settings: dict, what: str):
+    """make(**settings). Raises: ValueError, one line, for a setting that `make` does not have, or lacks."""
+    try:
+        return make(**settings)
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from error

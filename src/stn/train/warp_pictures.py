@@ -29,18 +29,19 @@ class WarpPictures(pl.Callback):
 
     @torch.no_grad()
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not hasattr(module.net, "transformer"):
+        if not hasattr(module.net, "transformers"):
             return
-        images, labels, parameters = module.draw_test_batch(draw=0, start=0)
-        warped = module.net.transformer.warp(images)
+        images, labels, digits, src_from_out = module.stream.test_batch(draw=0, start=0)
+        warps = module.net.transformers.warps(images)
         statistics = WarpStatistics()
-        turned = getattr(module.distortion, "src_from_out", None)
-        statistics.add(warped, labels, turned(parameters) if turned else None)
+        statistics.add(warps, digits, src_from_out)
         metrics = {f"theta/{name}": value for name, value in statistics.summary().items()}
         trainer.logger.log_metrics(metrics, step=trainer.global_step)
         rows = [
-            Warp(images[i, 0].cpu().numpy(), warped.grid[i].cpu().numpy(), warped.image[i, 0].cpu().numpy(), str(label))
+            Warp(images[i, c].cpu().numpy(), w.grid[i].cpu().numpy(), w.image[i, c].cpu().numpy(), str(label))
             for i, label in enumerate(labels[:EXAMPLES].tolist())
+            for w in warps
+            for c in range(images.shape[1])
         ]
         with tempfile.TemporaryDirectory() as folder:
             picture = warp_gallery(Path(folder) / "warps.png", rows, f"step {trainer.global_step}")
