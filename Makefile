@@ -8,7 +8,7 @@ ARGS     ?=
 export OMP_WAIT_POLICY = PASSIVE
 RUN = .venv/bin/python -m experiments.
 
-.PHONY: help reproduce reproduce-table1 test lint tables figures data setup clean
+.PHONY: help reproduce reproduce-table1 reproduce-table4 test lint tables figures data setup clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -29,6 +29,9 @@ lint: setup      ## style
 
 tables: setup    ## render results/tables from the committed records alone
 	$(RUN)tables
+
+reproduce-table4: setup data  ## Table 4, MNIST addition: PROTOCOL=… SEEDS=…
+	$(RUN)reproduce table=table4 protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) $(ARGS)
 
 figures: setup data  ## redraw results/figures from records and trained weights
 	$(RUN)figures table1 --protocol $(PROTOCOL)
