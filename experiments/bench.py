@@ -16,7 +16,7 @@ def bench() -> None:
     parser.add_argument("--task", default="mnist_r")
     parser.add_argument("--models", nargs="+", default=["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"])
     parser.add_argument("--protocol", default="fast")
-    parser.add_argument("--chunks", type=int, default=4, help="of 50 steps, per repeat")
+    parser.add_argument("--chunks", type=int, default=8, help="of 50 steps, per repeat")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--results-dir", default="results")

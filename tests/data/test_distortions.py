@@ -293,24 +293,33 @@ def test_p_and_e_draw_the_stated_scales_and_movements(name, points, sigma_px):
     torch.testing.assert_close(still(images, generator())[:, 0], images / 255, atol=1e-5, rtol=0)
 
 
-def paste(images, params, canvas, patch_px):
+def paste(images, params, canvas, patch_px, how):
     out = np.zeros((len(images), canvas, canvas), dtype=np.uint8)
     for picture, image, (x, y), donors, cuts, places in zip(out, images, *params, strict=True):
         picture[y : y + 28, x : x + 28] = image
         for donor, (cx, cy), (px, py) in zip(donors, cuts, places, strict=True):
             target = picture[py : py + patch_px, px : px + patch_px]
-            np.maximum(target, images[donor, cy : cy + patch_px, cx : cx + patch_px], out=target)
+            patch = images[donor, cy : cy + patch_px, cx : cx + patch_px]
+            target[:] = np.maximum(target, patch) if how == "max" else patch
     return out
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"canvas": 84, "n_patches": 16}, {"canvas": 84, "n_patches": 0}, {"canvas": 28, "patch_px": 28}]
+    "settings",
+    [
+        {},
+        {"canvas": 84, "n_patches": 16},
+        {"canvas": 84, "n_patches": 0},
+        {"canvas": 28, "patch_px": 28},
+        {"canvas": 28, "n_patches": 16, "paste": "overwrite"},
+    ],
 )
 def test_tc_is_a_digit_and_patches_pasted_one_by_one(settings):
     images = torch.randint(0, 256, (20, 28, 28), generator=generator(5), dtype=torch.uint8)
     d = distortion("tc", **settings)
     params = d.sample(images, generator())
-    wanted = paste(images.numpy(), [p.numpy() for p in params], d.canvas[0], settings.get("patch_px", 6))
+    params_np, patch_px = [p.numpy() for p in params], settings.get("patch_px", 6)
+    wanted = paste(images.numpy(), params_np, d.canvas[0], patch_px, settings.get("paste", "max"))
     np.testing.assert_allclose(d.apply(images, params)[:, 0].numpy() * 255, wanted, atol=1e-3)
 
 

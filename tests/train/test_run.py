@@ -292,7 +292,7 @@ def test_a_run_interrupted_after_its_last_step_is_only_tested(monkeypatch, toy_m
         patch.setattr("stn.tasks.classification.Classification.on_test_start", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(settings)
-    interrupted = torch.load(folder_of(settings) / "last.ckpt", weights_only=True)["global_step"]
+    interrupted = torch.load(folder_of(settings) / "last.ckpt", weights_only=True)["steps_done"]
     seen = []
     resumed = run(settings, progress=seen.append)
     assert seen == ([] if interrupted == 100 else [100])

@@ -19,18 +19,22 @@ class Clutter:
     """TC: the digit's 28 px square at a uniform integer place, then six 6×6 patches of other digits of the batch.
 
     ``n_patches=0`` is the T of App. A.2 on its canvas of 84 px; its TC has 16 patches.
-    Deviation: the paper does not say how a patch is pasted; here by elementwise maximum, so that an empty patch erases
-    nothing. Donors are drawn independently, so two patches may come from one digit.
+    `paste` says what a patch does to what it falls on: "max" keeps the brighter pixel, "overwrite" replaces all, so
+    that an empty patch erases. Deviation: the paper does not say which; here "max". Donors are drawn independently, so
+    two patches may come from one digit.
     """
 
     name = "tc"
 
-    def __init__(self, canvas: int = 60, n_patches: int = 6, patch_px: int = 6):
+    def __init__(self, canvas: int = 60, n_patches: int = 6, patch_px: int = 6, paste: str = "max"):
         if canvas < DIGIT_PX or not 1 <= patch_px <= DIGIT_PX or n_patches < 0:
             raise ValueError(
                 f"tc: want canvas >= {DIGIT_PX}, patch_px in 1..{DIGIT_PX}, n_patches >= 0, "
                 f"got {canvas}, {patch_px}, {n_patches}"
             )
+        if paste not in ("max", "overwrite"):
+            raise ValueError(f"tc: paste must be max or overwrite, got {paste!r}")
+        self.paste = paste
         self.canvas = (int(canvas), int(canvas))
         self.n_patches = int(n_patches)
         self.patch_px = int(patch_px)
@@ -57,7 +61,11 @@ class Clutter:
         in_donor = _pixel_indices(params.patch_cut_px, self.patch_px, DIGIT_PX)  # (N, P, patch_px²)
         patches = digits.reshape(-1)[params.patch_donor[..., None] * DIGIT_PX**2 + in_donor]
         on_canvas = _pixel_indices(params.patch_shift_px, self.patch_px, width)
-        out.scatter_reduce_(1, on_canvas.reshape(n, -1), patches.reshape(n, -1), reduce="amax")
+        if self.paste == "max":
+            out.scatter_reduce_(1, on_canvas.reshape(n, -1), patches.reshape(n, -1), reduce="amax")
+        else:
+            for patch in range(self.n_patches):  # one after the other: where two overlap, the later one stays
+                out.scatter_(1, on_canvas[:, patch], patches[:, patch])
         return out.reshape(n, 1, *self.canvas)
 
     def box_px(self, params: ClutterParams) -> Tensor:

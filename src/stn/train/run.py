@@ -69,7 +69,7 @@ class _Progress(Callback):
         self.progress = progress
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
-        self.progress(trainer.global_step)
+        self.progress(module.steps_done)
 
 
 class _Checkpoints(Callback):
@@ -84,7 +84,7 @@ class _Checkpoints(Callback):
     def on_train_batch_end(self, trainer, *_) -> None:
         if time.monotonic() - self.saved_at >= CHECKPOINT_EVERY.total_seconds():
             temporary = self.path.with_suffix(".tmp")
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)  # the optimiser, too
             os.replace(temporary, self.path)
             self.saved_at = time.monotonic()
 
@@ -138,8 +138,7 @@ def _train_and_test(module, settings, key, config_hash, folder, progress) -> tor
         trainer = pl.Trainer(
             accelerator="cpu" if settings["device"] == "cpu" else "auto" if settings["device"] == "auto" else "gpu",
             devices=1,
-            max_steps=module.recipe.steps,
-            max_epochs=-1,
+            max_epochs=-1,  # the module stops the Trainer after its last step
             logger=logger,
             callbacks=callbacks + extra_callbacks,
             log_every_n_steps=1,

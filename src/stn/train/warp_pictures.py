@@ -17,12 +17,12 @@ class WarpPictures(pl.Callback):
     """A picture and theta statistics of the same test digits, at `PICTURES` steps. Models without an ST log none."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.global_step == 0:
+        if module.steps_done == 0:
             self._log(trainer, module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
         chunks = len(module.train_dataloader())
-        chunk = -(-trainer.global_step * chunks // module.recipe.steps)
+        chunk = -(-module.steps_done * chunks // module.recipe.steps)
         every = max(1, chunks // (PICTURES - 1))
         if chunk % every == 0 or chunk == chunks:
             self._log(trainer, module)
@@ -36,7 +36,7 @@ class WarpPictures(pl.Callback):
         statistics = WarpStatistics()
         statistics.add(warps, digits, src_from_out)
         metrics = {f"theta/{name}": value for name, value in statistics.summary().items()}
-        trainer.logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.logger.log_metrics(metrics, step=module.steps_done)
         rows = [
             Warp(images[i, c].cpu().numpy(), w.grid[i].cpu().numpy(), w.image[i, c].cpu().numpy(), str(label))
             for i, label in enumerate(labels[:EXAMPLES].tolist())
@@ -44,5 +44,5 @@ class WarpPictures(pl.Callback):
             for c in range(images.shape[1])
         ]
         with tempfile.TemporaryDirectory() as folder:
-            picture = warp_gallery(Path(folder) / "warps.png", rows, f"step {trainer.global_step}")
-            trainer.logger.log_image("warps", [str(picture)], step=trainer.global_step)
+            picture = warp_gallery(Path(folder) / "warps.png", rows, f"step {module.steps_done}")
+            trainer.logger.log_image("warps", [str(picture)], step=module.steps_done)
