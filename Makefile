@@ -3,10 +3,12 @@ PYTHON   ?= python3
 PROTOCOL ?= quick
 SEEDS    ?= 1
 WORKERS  ?= 2
+DATA     ?= real
 ARGS     ?=
 
 export OMP_WAIT_POLICY = PASSIVE
 RUN = .venv/bin/python -m experiments.
+REPRODUCE = $(RUN)reproduce protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) data=$(DATA)
 
 .PHONY: help reproduce reproduce-table1 reproduce-table4 test lint tables figures data setup clean
 .DEFAULT_GOAL := help
@@ -14,11 +16,14 @@ RUN = .venv/bin/python -m experiments.
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
 
-reproduce: ARGS += tasks=[mnist_r,mnist_rts,mnist_p,mnist_e]
-reproduce: reproduce-table1   ## set up, train and print Table 1 at protocol=quick (about a quarter of an hour on 2 cores)
+reproduce: setup data   ## set up, train and print Table 1 at protocol=quick (about a quarter of an hour on 2 cores)
+	$(REPRODUCE) table=table1 tasks=[mnist_r,mnist_rts,mnist_p,mnist_e] $(ARGS)
 
-reproduce-table1: setup data  ## Table 1: PROTOCOL=quick|fast|paper SEEDS=n WORKERS=n ARGS="any=override"
-	$(RUN)reproduce table=table1 protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) $(ARGS)
+reproduce-table1: setup data  ## Table 1, distorted MNIST: PROTOCOL=quick|fast|paper SEEDS=n WORKERS=n ARGS="any=override"
+	$(REPRODUCE) table=table1 $(ARGS)
+
+reproduce-table4: setup data  ## Table 4, MNIST addition
+	$(REPRODUCE) table=table4 $(ARGS)
 
 test: setup      ## the tests
 	.venv/bin/python -m pytest -n 2 --dist worksteal
@@ -29,9 +34,6 @@ lint: setup      ## style
 
 tables: setup    ## render results/tables from the committed records alone
 	$(RUN)tables
-
-reproduce-table4: setup data  ## Table 4, MNIST addition: PROTOCOL=… SEEDS=…
-	$(RUN)reproduce table=table4 protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) $(ARGS)
 
 figures: setup data  ## redraw results/figures from records and trained weights
 	$(RUN)figures table1 --protocol $(PROTOCOL)

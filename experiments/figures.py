@@ -4,86 +4,33 @@ Needs the trained weights (output_dir, not committed): figures whose weights are
 """
 
 import argparse
+import importlib.util
 from pathlib import Path
-
-import numpy as np
 
 from experiments.cli import main
 from experiments.config import CONF, compose_run
-from stn.results.figures import Warp, distortion_sheet, learning_curves, table_figure, warp_gallery
-from stn.results.records import RunKey, read_records, unpack_wrong
+from stn.results.figures import distortion_sheet, learning_curves, table_figure
+from stn.results.records import DATA_KINDS, read_records, records_root
 from stn.results.spec import TableSpec
-from stn.results.tables import load_table, select, table_cells
-
-# Figure right of Table 1: these columns, one baseline, one ST model each.
-GALLERIES = {
-    "mnist_r": ("cnn", "st_cnn_affine"),
-    "mnist_rts": ("cnn", "st_cnn_affine"),
-    "mnist_p": ("cnn", "st_cnn_projective"),
-    "mnist_e": ("cnn", "st_cnn_tps"),
-    "mnist_tc": ("cnn", "st_cnn_affine"),
-}
-GALLERY_DIGITS = 6
+from stn.results.tables import load_table, select, table_cells, table_stem
 
 
 def draw_all(spec: TableSpec, records: list[dict], wanted: dict) -> list[Path]:
     """Every figure of a table that can be drawn; returns the files written, in results_dir/figures."""
-    protocol, folder = wanted["protocol"], Path(wanted["results_dir"]) / "figures"
+    protocol, data, folder = wanted["protocol"], wanted["data"], Path(wanted["results_dir"]) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = select(spec, records, protocol)
-    cells = table_cells(spec, chosen, protocol)
-    paths = [table_figure(folder / f"{spec.name}_{protocol}.png", cells, spec.unit)]
+    chosen = select(spec, records, protocol, data)
+    cells = table_cells(spec, chosen, protocol, data)
+    paths = [table_figure(folder / f"{table_stem(spec.name, protocol, data)}.png", cells, spec.unit)]
     for task in spec.tasks:
-        of_task = [r for r in chosen if r["task"] == task and r["seed"] == 0]
+        of_task = [r for r in chosen if r["task"] == task and r["seed"] == 0 and r["curve"]]
         if of_task:
-            paths.append(learning_curves(folder / f"curves_{task}_{protocol}.png", of_task, task))
-        paths += _gallery(folder, task, of_task, wanted)
+            stem = table_stem(f"curves_{task}", protocol, data)
+            paths.append(learning_curves(folder / f"{stem}.png", of_task, task))
+    if importlib.util.find_spec(f"experiments.galleries.{spec.name}"):
+        gallery = importlib.import_module(f"experiments.galleries.{spec.name}")
+        paths += gallery.draw(folder, [r for r in chosen if r["status"] == "ok" and r["seed"] == 0], wanted)
     return paths
-
-
-def _gallery(folder: Path, task: str, records: list[dict], wanted: dict) -> list[Path]:
-    """Test digits that the baseline gets wrong and the ST model right: input, grid on it, output."""
-    by_model = {r["model"]: r for r in records if r["status"] == "ok"}
-    baseline, transformed = (by_model.get(model) for model in GALLERIES.get(task, ("", "")))
-    if not baseline or not transformed:
-        return []
-    key = RunKey(task, transformed["model"], transformed["protocol"], transformed["seed"])
-    weights = (
-        Path(wanted["output_dir"]) / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}" / "weights.pt"
-    )
-    if not weights.exists():
-        return []
-    won = unpack_wrong(baseline["test_wrong"])[0] & ~unpack_wrong(transformed["test_wrong"])[0]
-    chosen = np.flatnonzero(won)[:GALLERY_DIGITS].tolist()
-    if not chosen:
-        return []
-    rows = _warps(key, weights, chosen, wanted)
-    title = f"{task}: {baseline['model']} wrong, {transformed['model']} right ({key.protocol}, seed {key.seed})"
-    return [warp_gallery(folder / f"gallery_{task}_{key.protocol}.png", rows, title)]
-
-
-def _warps(key: RunKey, weights: Path, digits: list[int], wanted: dict) -> list[Warp]:
-    """What the trained ST does to those test digits, under the first draw of the test distortion."""
-    import torch
-
-    from stn.train.run import build_classification
-
-    settings = compose_run(
-        [f"task={key.task}", f"model={key.model}", f"protocol={key.protocol}", f"data_dir={wanted['data_dir']}"]
-    )
-    module, _ = build_classification(settings)
-    module.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    module.net.eval()
-    rows = []
-    for digit in digits:
-        start, i = module.test_batch_of(digit)
-        images, labels, *_ = module.stream.test_batch(0, start)
-        with torch.no_grad():
-            (warped,) = module.net.transformers.warps(images[i : i + 1])
-            output = module.net.pool(warped.image)
-        label = int(labels[i])
-        rows.append(Warp(images[i, 0].numpy(), warped.grid[0].numpy(), output[0, 0].numpy(), f"a {label}"))
-    return rows
 
 
 def draw_distortions(path: Path, data_dir: str, digits: int = 8) -> Path:
@@ -106,12 +53,13 @@ def figures() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", default="table1")
     parser.add_argument("--protocol", default="fast")
+    parser.add_argument("--data", choices=DATA_KINDS, default="real")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--results-dir", default="results")
     parser.add_argument("--output-dir", default="outputs")
     wanted = vars(parser.parse_args())
     spec = load_table(CONF / "table" / f"{wanted['table']}.yaml")
-    paths = draw_all(spec, read_records(wanted["results_dir"]), wanted)
+    paths = draw_all(spec, read_records(records_root(wanted["results_dir"], wanted["data"])), wanted)
     paths.append(draw_distortions(Path(wanted["results_dir"]) / "figures" / "distortions.png", wanted["data_dir"]))
     for path in paths:
         print(path)

@@ -13,10 +13,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from experiments.cli import job, main
 from experiments.config import CONF, compose_config, compose_run, resolved
-from stn.results.records import config_hash, read_record, read_records, record_path
+from stn.results.records import config_hash, read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
-from stn.train.settings import run_key, science
+from stn.train.settings import record_file, run_key, science
 
 console = Console(highlight=False)
 
@@ -68,7 +68,9 @@ def _cells(spec: TableSpec, wanted: dict) -> list[dict]:
         for row, column, _ in spec.cells()
         if column.task in (wanted["tasks"] or spec.tasks) and row.model in (wanted["models"] or spec.models)
     ]
-    common = [f"{name}={wanted[name]}" for name in ("protocol", "data_dir", "results_dir", "output_dir", "device")]
+    common = [
+        f"{name}={wanted[name]}" for name in ("protocol", "data", "data_dir", "results_dir", "output_dir", "device")
+    ]
     common += [f"wandb.mode={wanted['wandb_mode']}", "progress=false"]
     return [
         compose_run([f"task={task}", f"model={model}", f"seed={seed}", *common])
@@ -79,7 +81,7 @@ def _cells(spec: TableSpec, wanted: dict) -> list[dict]:
 
 def _state(settings: dict) -> str:
     """done, failed, or missing; a record that was made with other settings counts as missing."""
-    path = record_path(settings["results_dir"], run_key(settings))
+    path = record_file(settings)
     if not path.exists():
         return "missing"
     record = read_record(path)
@@ -90,11 +92,12 @@ def _state(settings: dict) -> str:
 
 def _train(todo: list[dict], wanted: dict) -> list[str]:
     """Trains, longest runs first, under a progress bar; one line per run that raised."""
-    from stn.data.mnist import prepare_mnist
+    from stn.families import prepare
     from stn.train.cost import run_cost
     from stn.train.pool import Finished, run_all
 
-    prepare_mnist(wanted["data_dir"])
+    for settings in todo:
+        prepare(settings)
     jobs = sorted(((run_cost(settings), settings) for settings in todo), key=lambda job: (job[1]["seed"], -job[0]))
     steps, failures, finished = [0] * len(jobs), [], 0
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -133,12 +136,12 @@ def _report(event, key) -> list[str]:
 
 def _render(spec: TableSpec, wanted: dict) -> None:
     """Writes the table and its figures, and prints the table."""
-    results = Path(wanted["results_dir"])
-    records = read_records(results)
-    if not select(spec, records, wanted["protocol"]):
+    results, data = Path(wanted["results_dir"]), wanted["data"]
+    records = read_records(records_root(results, data))
+    if not select(spec, records, wanted["protocol"], data):
         console.print("no records yet, so no table")
         return
-    paths = render_table(spec, records, wanted["protocol"], results / "tables")
+    paths = render_table(spec, records, wanted["protocol"], results / "tables", data)
     print(paths[0].read_text().split("\n## Claims, part by part")[0])
     from experiments.figures import draw_all
 

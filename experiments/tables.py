@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from stn.results.records import RecordError, read_records
+from stn.results.records import DATA_KINDS, RecordError, read_records, records_root
 from stn.results.spec import NAME, TableError
 from stn.results.tables import FORMATS, load_table, render_table, select
 
@@ -16,7 +16,7 @@ RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})")
 
 def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
     """Every table × (protocol, data) for which at least one record fills a cell."""
-    records = read_records(results_dir)
+    records = [record for data in DATA_KINDS for record in read_records(records_root(results_dir, data))]
     paths = []
     for spec in [load_table(path) for path in sorted((conf_dir / "table").glob("*.yaml"))]:
         for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):

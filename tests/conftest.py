@@ -38,7 +38,7 @@ def toy_digits() -> dict[str, Digits]:
 @pytest.fixture
 def toy_mnist(monkeypatch, toy_digits) -> dict[str, Digits]:
     """Runs of this process read the toy digits."""
-    monkeypatch.setattr("stn.train.run.load_mnist", lambda data_dir, split: toy_digits[split])
+    monkeypatch.setattr("stn.families.mnist.load_mnist", lambda data_dir, split: toy_digits[split])
     return toy_digits
 
 

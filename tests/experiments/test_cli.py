@@ -12,8 +12,8 @@ from experiments import reproduce
 from experiments.cli import explain
 from experiments.config import compose_config, compose_run, options
 from experiments.train import as_variant
+from stn.families import build
 from stn.results.records import record_path
-from stn.train.run import build_classification
 from stn.train.settings import run_key
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_an_unknown_key_of_reproduce_is_compared_with_its_own_settings(override,
     "broken", ["=", "seed", "seed=", "seed=[1", "protocol.mnist=3", "task=", "+seed=1", "~model", "recipe=fast"]
 )
 def test_text_that_is_no_override_ends_in_one_line(toy_mnist, broken):
-    line_of("train", lambda: build_classification(as_variant(compose_run([*CELL, broken]))))
+    line_of("train", lambda: build(as_variant(compose_run([*CELL, broken]))))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_text_that_is_no_override_ends_in_one_line(toy_mnist, broken):
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_what_is_allowed(toy_mnist, override, named):
-    line = line_of("train", lambda: build_classification(as_variant(compose_run([*CELL, override]))))
+    line = line_of("train", lambda: build(as_variant(compose_run([*CELL, override]))))
     assert all(part in line for part in named), line
 
 
@@ -114,12 +114,12 @@ def test_a_value_that_cannot_be_is_named_with_what_is_allowed(toy_mnist, overrid
     ],
 )
 def test_a_pair_that_cannot_be_is_refused_before_training(toy_mnist, cell, named):
-    assert named in line_of("train", lambda: build_classification(compose_run(cell)))
+    assert named in line_of("train", lambda: build(compose_run(cell)))
 
 
 def test_missing_data_say_what_to_do(tmp_path):
     settings = compose_run([*CELL, f"data_dir={tmp_path}"])
-    assert "python -m experiments.prepare" in line_of("train", build_classification, settings)
+    assert "python -m experiments.prepare" in line_of("train", build, settings)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_unchanged_settings_keep_their_protocol(seed):
 @pytest.mark.parametrize(
     "override",
     [
-        "protocol.note=reworded",
+        "note=reworded",
         "data_dir=/elsewhere",
         "results_dir=/other",
         "output_dir=/scratch",

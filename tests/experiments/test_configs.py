@@ -9,10 +9,10 @@ import yaml
 
 from experiments.config import CONF, compose_config, compose_run, options, resolved
 from stn.data.distortions import distortion
+from stn.families.mnist import MnistRecipe
 from stn.nets.budget import TOLERANCE, count_parameters
 from stn.nets.mnist import Architecture, budget_of, build_within_budget
 from stn.results.tables import load_table
-from stn.tasks.classification import Recipe
 
 ROOT = CONF.parent
 PROTOCOLS = ("smoke", "quick", "fast", "paper")
@@ -40,7 +40,7 @@ def test_every_cell_composes_and_its_network_is_within_the_budget_of_every_proto
     assert recipes[-1] == settings["recipe"]  # a recipe does not depend on the model
     architecture = Architecture(**{name: value for name, value in settings["model"].items() if name != "name"})
     canvas, classes = distortion(**settings["task"]["distortion"]).canvas, settings["task"]["classes"]
-    for filters in {Recipe(**recipe).filters for recipe in recipes}:
+    for filters in {MnistRecipe(**recipe).filters for recipe in recipes}:
         found = parameters(architecture, canvas, classes, settings["task"]["st_output_pool"], filters)
         assert abs(found / budget_of((1, *canvas), filters, classes) - 1) <= TOLERANCE
 
@@ -56,11 +56,11 @@ def test_a_file_is_called_what_it_defines(path):
 @pytest.mark.parametrize("protocol", options("protocol"))
 def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_paper(protocol):
     content = yaml.safe_load((CONF / "protocol" / f"{protocol}.yaml").read_text())
-    assert content["note"]
-    assert len(content["note"].splitlines()) == 1
+    assert all(len(note.splitlines()) == 1 for note in content["notes"].values())
+    assert content["notes"].keys() == content.keys() - {"name", "notes"}
     paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
     assert content.keys() == paper.keys()
-    for family in paper.keys() - {"name", "note"}:
+    for family in paper.keys() - {"name", "notes"}:
         assert content[family].keys() == paper[family].keys()
 
 

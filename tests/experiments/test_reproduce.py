@@ -75,7 +75,7 @@ def tiny(monkeypatch):
     """Runs of this process take ten steps, and count as good."""
     recipe = ["protocol.mnist.steps=10", "protocol.mnist.batch_size=4"]
     monkeypatch.setattr(reproduce, "compose_run", lambda overrides: compose_run([*overrides, *recipe]))
-    monkeypatch.setattr("stn.train.run.GUESSING_MARGIN", -10)
+    monkeypatch.setattr("stn.tasks.classification.GUESSING_MARGIN", -10)
 
 
 @pytest.fixture

@@ -220,7 +220,9 @@ def test_an_untrained_st_shows_the_classifier_the_pooled_image(name, canvas):
     pooled = image.unflatten(3, (-1, pool)).unflatten(2, (-1, pool)).mean(dim=(3, 5))
     assert pooled.shape[2] == {28: 28, 42: 21, 60: 30}[canvas]
     torch.testing.assert_close(net(image), net.classifier(pooled), rtol=0, atol=1e-4)
-    torch.testing.assert_close(net.classify(image), net.classifier(pooled), rtol=0, atol=1e-4)
+    logits, (warped,) = net.observe(image)
+    torch.testing.assert_close(logits, net(image), rtol=0, atol=0)
+    torch.testing.assert_close(warped.image, image, rtol=0, atol=1e-5)
 
 
 def test_padding_and_antialias_reach_the_transformer():

@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from stn.data.distortions import RotationParams, distortion
+from stn.data.streams import Batch
 from stn.tasks.warp_statistics import WarpStatistics, linear_part, rotation_deg, spread_deg
 from stn.transform import (
     TRANSFORMATIONS,
@@ -150,6 +151,10 @@ def test_classes_without_an_image_do_not_matter():
 # -- the summary -------------------------------------------------------------------------------------------------------
 
 
+def batch(digits, src_from_out=None):
+    return Batch(images=None, labels=None, digits=digits, src_from_out=src_from_out)
+
+
 def warped_by(theta, image, name="affine", size=None):
     grid = TRANSFORMATIONS[name].grid(theta, size or tuple(image.shape[2:]))
     return Warped(sample(image, grid), theta, grid)
@@ -166,11 +171,11 @@ def distorted(name, n=40):
     return images, d.apply(images, params), params, src_from_out, undo, torch.arange(n) % 4
 
 
-def summary_of(theta, image, labels, src_from_out, batch=16):
+def summary_of(theta, image, labels, src_from_out, size=16):
     statistics = WarpStatistics()
-    for i in range(0, len(image), batch):
-        part = slice(i, i + batch)
-        statistics.add([warped_by(theta[part], image[part])], labels[part, None], src_from_out[part, None])
+    for i in range(0, len(image), size):
+        part = slice(i, i + size)
+        statistics.add([warped_by(theta[part], image[part])], batch(labels[part, None], src_from_out[part, None]))
     return statistics.summary()
 
 
@@ -225,7 +230,7 @@ def test_other_transformations_that_undo_a_rotation_leave_no_spread(name):
     else:
         theta = torch.cat([undo.flatten(1), torch.zeros(len(undo), 2)], dim=1)
     statistics = WarpStatistics()
-    statistics.add([warped_by(theta, image, name)], labels[:, None], src_from_out[:, None])
+    statistics.add([warped_by(theta, image, name)], batch(labels[:, None], src_from_out[:, None]))
     summary = statistics.summary()
     assert summary["angle_std_after_deg"] == pytest.approx(0, abs=1e-2)
     assert {k for k in summary if k.startswith("theta_std_")} == {
@@ -243,7 +248,7 @@ def test_the_share_of_the_grid_inside_the_image_and_of_cells_turned_over():
         ]
     )
     statistics = WarpStatistics()
-    statistics.add([warped_by(theta, image)], torch.zeros(3, 1, dtype=torch.long))
+    statistics.add([warped_by(theta, image)], batch(torch.zeros(3, 1, dtype=torch.long)))
     summary = statistics.summary()
     assert summary["grid_inside"] == pytest.approx((1 + 1 + 0.25) / 3)
     assert summary["grid_folded"] == pytest.approx(1 / 3)
@@ -262,14 +267,16 @@ def test_rotations_and_zooms_fold_nothing_and_a_crossed_spline_folds_some():
     ):
         statistics = WarpStatistics()
         for _ in range(2):
-            statistics.add([warped_by(value, image, transformation)], labels[:, None])
+            statistics.add([warped_by(value, image, transformation)], batch(labels[:, None]))
         assert low <= statistics.summary()["grid_folded"] <= high
 
 
 def test_without_a_map_to_the_digit_there_are_no_angles_and_without_images_no_metrics():
     statistics = WarpStatistics()
     assert statistics.summary() == {}
-    statistics.add([warped_by(torch.eye(2, 3).repeat(2, 1, 1), torch.rand(2, 1, 8, 8))], torch.tensor([[0], [1]]))
+    statistics.add(
+        [warped_by(torch.eye(2, 3).repeat(2, 1, 1), torch.rand(2, 1, 8, 8))], batch(torch.tensor([[0], [1]]))
+    )
     assert not any(key.startswith("angle") for key in statistics.summary())
 
 
@@ -289,7 +296,8 @@ def test_two_transformers_that_each_undo_one_channel_stabilise_both():
     undo = [rotate.src_from_out(RotationParams(-p.rotation_deg)) for p in params]
     statistics = WarpStatistics()
     statistics.add(
-        [warped_by(theta, torch.rand(40, 2, 28, 28)) for theta in undo], torch.zeros(40, 2).long(), src_from_out
+        [warped_by(theta, torch.rand(40, 2, 28, 28)) for theta in undo],
+        batch(torch.zeros(40, 2).long(), src_from_out),
     )
     summary = statistics.summary()
     assert summary["angle_std_before_deg"] > 40

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from experiments.config import compose_run
 from stn.data.mnist import Digits
 from stn.data.seeds import stream_seed
-from stn.tasks.classification import CHUNK_STEPS, Classification, Recipe
-from stn.train.run import build_classification
+from stn.families import build
+from stn.families.mnist import MnistRecipe
+from stn.tasks.classification import Classification
+from stn.tasks.training import CHUNK_STEPS
 
 SGD = {"optimiser": "sgd", "schedule": "step", "lr": 0.01}
 BATCH, SEED = 16, 0
@@ -33,7 +35,7 @@ def module_of(toy_mnist, settings_of):
     """A module before training, with a recorder in it."""
 
     def make(task="mnist_r", model="fcn", *overrides, **recipe):
-        module, _ = build_classification(settings_of(task, model, *overrides, **recipe))
+        module = build(settings_of(task, model, *overrides, **recipe)).module
         module.__class__ = Recorder
         return module
 
@@ -214,7 +216,7 @@ GOOD = compose_run(["task=mnist_r", "model=fcn", "protocol=paper"])["recipe"]
     ("name", "value", "allowed"),
     [
         ("optimiser", "adam", "'sgd', 'adamw'"),
-        ("schedule", "cosine", "'step', 'one_cycle'"),
+        ("schedule", "cosine", "'step', 'milestones', 'one_cycle'"),
         ("padding", "reflect", "'zeros', 'border'"),
         ("steps", 1.5, "int"),
         ("steps", "many", "int"),
@@ -244,7 +246,7 @@ GOOD = compose_run(["task=mnist_r", "model=fcn", "protocol=paper"])["recipe"]
 )
 def test_a_recipe_refuses_what_cannot_be(name, value, allowed):
     with pytest.raises(ValueError, match=rf"^recipe\.{name} ") as error:
-        Recipe(**GOOD | {name: value})
+        MnistRecipe(**GOOD | {name: value})
     message = str(error.value)
     assert "\n" not in message
     assert repr(value) in message
@@ -253,11 +255,11 @@ def test_a_recipe_refuses_what_cannot_be(name, value, allowed):
 
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(ValueError, match="nesterov"):
-        Recipe(**GOOD | {"nesterov": True, "momentum": 0.0})
+        MnistRecipe(**GOOD | {"nesterov": True, "momentum": 0.0})
 
 
 def test_a_recipe_takes_an_integer_where_a_number_may_have_a_fraction():
-    assert Recipe(**GOOD | {"lr": 1}).lr == 1
+    assert MnistRecipe(**GOOD | {"lr": 1}).lr == 1
 
 
 # -- images ---------------------------------------------------------------------------------------------------------
@@ -284,9 +286,7 @@ def test_training_images_depend_on_seed_and_chunk_only(module_of):
 def test_test_images_are_the_same_for_every_model_seed_and_protocol(toy_mnist, task):
     def modules():
         for model, seed, protocol in (("fcn", 0, "smoke"), ("st_fcn_affine", 3, "quick"), ("fcn", 1, "paper")):
-            yield build_classification(
-                compose_run([f"task={task}", f"model={model}", f"seed={seed}", f"protocol={protocol}"])
-            )[0]
+            yield build(compose_run([f"task={task}", f"model={model}", f"seed={seed}", f"protocol={protocol}"])).module
 
     batches = []
     for i, module in enumerate(modules()):
@@ -302,7 +302,7 @@ def test_test_images_are_the_same_for_every_model_seed_and_protocol(toy_mnist, t
 def test_test_batches_cover_every_digit_under_every_draw_once(module_of):
     module = module_of(test_draws=3)
     n = module.stream.n_test
-    seen = sorted(tuple(batch) for batch in module.test_dataloader())
+    seen = sorted(tuple(place) for place in module.test_dataloader())
     assert seen == [(draw, 0) for draw in range(3)]
     module.stream.test = Digits(torch.zeros(2500, 28, 28, dtype=torch.uint8), torch.zeros(2500))
     assert sorted(start for draw, start in module.test_dataloader() if draw == 2) == [0, 1000, 2000]
@@ -320,8 +320,8 @@ def test_heldout_never_reads_the_test_set_and_measures_on_digits_it_did_not_trai
         read.append(split)
         return Digits(images, numbered % 10)
 
-    monkeypatch.setattr("stn.train.run.load_mnist", load)
-    module, _ = build_classification(settings_of("mnist_r", "fcn", "evaluate=heldout"))
+    monkeypatch.setattr("stn.families.mnist.load_mnist", load)
+    module = build(settings_of("mnist_r", "fcn", "evaluate=heldout")).module
     assert read == ["train"]
     train, test = (
         d.images[:, 0, 0].int() * 256 + d.images[:, 0, 1].int() for d in (module.stream.train, module.stream.test)

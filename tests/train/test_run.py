@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from stn.families import build
+from stn.families import mnist as mnist_family
 from stn.nets.budget import count_parameters
 from stn.nets.mnist import budget_of
 from stn.results.records import config_hash, read_record, record_path, unpack_wrong
+from stn.tasks import classification
 from stn.train import run as run_module
-from stn.train.run import CURVE_POINTS, _thinned, build_classification, run
+from stn.train.run import CURVE_POINTS, _thinned, run
 from stn.train.settings import run_key, science
 
 CANVAS = {"mnist_r": 28, "mnist_rts": 42, "mnist_p": 28, "mnist_e": 28, "mnist_tc": 60}
@@ -119,9 +122,9 @@ def test_the_saved_weights_give_the_recorded_error(toy_mnist, settings_of):
     settings = settings_of("mnist_rts", "st_cnn_affine", steps=60, test_draws=2)
     record = run(settings)
     assert sorted(path.name for path in folder_of(settings).iterdir()) == ["weights.pt"]
-    module, widths = build_classification(settings)
+    module, widths, _ = build(settings)
     module.net.load_state_dict(torch.load(folder_of(settings) / "weights.pt", weights_only=True))
-    assert record["widths"] == {"layer1": widths[0], "layer2": widths[1]}
+    assert record["widths"] == widths
     assert record["n_params"] == count_parameters(module.net)
     module.net.eval()
     for draw, error_pct in enumerate(record["per_draw"]["test/error_pct"]):
@@ -132,8 +135,8 @@ def test_the_saved_weights_give_the_recorded_error(toy_mnist, settings_of):
 
 
 def test_a_heldout_run_says_so_in_its_settings(monkeypatch, toy_digits, settings_of):
-    monkeypatch.setattr(run_module, "load_mnist", lambda data_dir, split: toy_digits["train"])
-    monkeypatch.setattr(run_module, "holdout", lambda train: (train, toy_digits["train"]))
+    monkeypatch.setattr(mnist_family, "load_mnist", lambda data_dir, split: toy_digits["train"])
+    monkeypatch.setattr(mnist_family, "holdout", lambda train: (train, toy_digits["train"]))
     record = run(settings_of("mnist_r", "fcn", "evaluate=heldout"))
     assert record["config"]["evaluate"] == "heldout"
     assert record["n_test"] == 600
@@ -174,19 +177,19 @@ def test_a_network_that_guesses_is_recorded_as_collapsed(toy_mnist, settings_of,
 
 
 def test_a_transformer_that_looks_past_the_image_is_recorded_as_collapsed(monkeypatch, toy_mnist, settings_of):
-    build = run_module.build_within_budget
+    within_budget = mnist_family.build_within_budget
 
     def outside(*arguments):
-        net, widths = build(*arguments)
+        net, widths = within_budget(*arguments)
         with torch.no_grad():
             net.transformers[0].regression.bias[2] = 10.0  # x of every grid point
         return net, widths
 
-    monkeypatch.setattr(run_module, "build_within_budget", outside)
+    monkeypatch.setattr(mnist_family, "build_within_budget", outside)
     settings = settings_of("mnist_e", "st_fcn_affine", optimiser="sgd", schedule="step", lr=0)
     run(settings)
     assert record_of(settings)["status"] == "collapsed"  # it sees black, and guesses
-    monkeypatch.setattr(run_module, "GUESSING_MARGIN", -10)
+    monkeypatch.setattr(classification, "GUESSING_MARGIN", -10)
     run(settings)
     record = record_of(settings)
     assert record["status"] == "collapsed"
@@ -336,7 +339,7 @@ def test_a_checkpoint_of_another_note_is_resumed(toy_mnist, settings_of, checkpo
     settings = settings_of("mnist_r", "fcn", steps=150)
     interrupt(settings, at=100)
     seen = []
-    run({**settings, "protocol": {**settings["protocol"], "note": "reworded"}}, progress=seen.append)
+    run({**settings, "note": "reworded"}, progress=seen.append)
     assert seen[0] > 50
 
 

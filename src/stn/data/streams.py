@@ -1,5 +1,6 @@
 """What a task feeds its network: batches of digits distorted anew for training, fixed ones for the test."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,25 +13,59 @@ TEST_BATCH = 1000
 
 
 class Batch(NamedTuple):
-    """images (N, C, *size) float32 in [0, 1], labels (N,) int64; of each channel's digit: its class `digits` (N, C),
-    and `src_from_out` (N, C, 2, 3), the affine map from the image to the undistorted digit, None where there is none.
+    """images (N, C, *size) float32 in [0, 1], labels (N,) or, for several per image, (N, K), int64.
+
+    Of digits also: `digits` (N, C), the class of each channel's, and `src_from_out` (N, C, 2, 3), the affine map from
+    the image to the undistorted digit, None where there is none. Of birds: `parts` (N, P, 3), see `stn.data.cub`.
     """
 
     images: Tensor
     labels: Tensor
-    digits: Tensor
+    digits: Tensor | None = None
     src_from_out: Tensor | None = None
+    parts: Tensor | None = None
 
 
-class DigitStream:
-    """Digits of one split for training and of another for the test, on one device as uint8.
+class Stream:
+    """Images of one split for training and of another for the test.
 
-    `shape` (C, *size) of an image with `channels` = C; `classes`; `n_test`. Training batches are drawn with
-    replacement from the generator; test batches depend on (draw, start) alone: their distortions are drawn on the CPU
-    from `TEST_SEED`, so that every model, seed and device sees the same pictures.
+    `shape` (C, *size) of an image; `classes` of a label; `n_test` images, of which `test_batch_size` make a batch;
+    `guessing_loss`: of a net that knows how frequent each class is and nothing else.
+    Training batches are drawn with replacement from the generator; test batches depend on (draw, start) alone, so that
+    every model, seed and device sees the same pictures.
     """
 
     shape: tuple[int, ...]
+    classes: int
+    test_batch_size = TEST_BATCH
+
+    @property
+    def n_test(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def guessing_loss(self) -> float:
+        return math.log(self.classes)
+
+    def to(self, device: torch.device) -> None:
+        """Moves what the batches are made from."""
+        raise NotImplementedError
+
+    def draw(self, n: int, generator: torch.Generator) -> Batch:
+        """A training batch of n images, on the generator's device."""
+        raise NotImplementedError
+
+    def test_batch(self, draw: int, start: int) -> Batch:
+        """Test images `start` .. `start` + `test_batch_size` under distortion number `draw`."""
+        raise NotImplementedError
+
+
+class DigitStream(Stream):
+    """Digits, kept on one device as uint8. The test's distortions are drawn on the CPU, from `TEST_SEED`.
+
+    `channels`: how many digits an image has, one in each.
+    """
+
     channels = 1
     classes = 10
 
@@ -44,14 +79,6 @@ class DigitStream:
     def to(self, device: torch.device) -> None:
         """Moves the digits."""
         self.train, self.test = self.train.to(device), self.test.to(device)
-
-    def draw(self, n: int, generator: torch.Generator) -> Batch:
-        """A training batch of n images."""
-        raise NotImplementedError
-
-    def test_batch(self, draw: int, start: int) -> Batch:
-        """Test digits `start` .. `start` + `TEST_BATCH` under distortion number `draw`."""
-        raise NotImplementedError
 
     def _choose(self, n: int, generator: torch.Generator) -> Tensor:
         device = self.train.images.device

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stn.nets.budget import count_parameters, solve_widths
 from stn.nets.layers import conv_pool, flat_features, he
 from stn.nets.localisation import LOCALISATIONS
-from stn.transform import ParallelTransformers, SpatialTransformer
+from stn.transform import ParallelTransformers, SpatialTransformer, Warped
 
 
 class Fcn(nn.Sequential):
@@ -43,13 +43,14 @@ class TransformedClassifier(nn.Module):
         self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
         self.classifier = classifier
 
-    def classify(self, warped: Tensor) -> Tensor:
-        """Logits (N, classes) of what the transformers gave, (N, C, H, W)."""
-        return self.classifier(self.pool(warped))
-
     def forward(self, image: Tensor) -> Tensor:
         """image (N, C, H, W) -> logits (N, classes)."""
-        return self.classify(self.transformers(image))
+        return self.classifier(self.pool(self.transformers(image)))
+
+    def observe(self, image: Tensor) -> tuple[Tensor, list[Warped]]:
+        """The same logits, and what each transformer did to image (N, C, H, W)."""
+        warps = self.transformers.warps(image)
+        return self.classifier(self.pool(torch.cat([warped.image for warped in warps], dim=1))), warps
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,11 @@ def run_key(record: Mapping[str, Any]) -> RunKey:
     return RunKey(record["task"], record["model"], record["protocol"], record["seed"])
 
 
+def records_root(folder: str | Path, data: str) -> Path:
+    """`folder` for real data, a folder in it for stand-in data: the two never mix."""
+    return Path(folder) if data == "real" else Path(folder) / data
+
+
 def record_path(results_dir: str | Path, key: RunKey) -> Path:
     """Where the record of a run lives."""
     return Path(results_dir) / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}.json"

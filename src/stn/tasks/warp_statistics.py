@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stn.data.streams import Batch
 from stn.transform import Warped
 from stn.transform.grids import homogeneous_points
 
@@ -50,17 +51,15 @@ class WarpStatistics:
         self.before: list[Tensor] = []
         self.digits: list[Tensor] = []
 
-    def add(self, warps: list[Warped], digits: Tensor, src_from_out: Tensor | None = None) -> None:
-        """A batch: what each transformer did to it, the class of each channel's digit (N, C), and, where there is one,
-        the affine map from each channel of the image to its undistorted digit (N, C, 2, 3).
-        """
+    def add(self, warps: list[Warped], batch: Batch) -> None:
+        """What each transformer did to a batch. Angles are known where the batch has `src_from_out`."""
         if not self.of_transformer:
             self.of_transformer = [_OfTransformer() for _ in warps]
-        turn = None if src_from_out is None else src_from_out[..., :2]
+        turn = None if batch.src_from_out is None else batch.src_from_out[..., :2]
         for statistics, warped in zip(self.of_transformer, warps, strict=True):
             statistics.add(warped, turn)
         if turn is not None:
-            self.digits.append(digits.cpu())
+            self.digits.append(batch.digits.cpu())
             self.before.append(rotation_deg(turn).cpu())
 
     def summary(self) -> dict[str, float]:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from stn.data.seeds import stream_seed
-from stn.tasks.classification import CHUNK_STEPS, Classification
-from stn.train.run import build_classification
+from stn.families import build
+from stn.tasks.classification import Classification
+from stn.tasks.training import CHUNK_STEPS
 
 
 def loop_overhead(settings: dict, chunks: int, repeats: int) -> dict:
@@ -21,7 +22,7 @@ def loop_overhead(settings: dict, chunks: int, repeats: int) -> dict:
     """
     pairs = []
     for _ in range(repeats):
-        bare, lightning = (build_classification(settings)[0] for _ in range(2))
+        bare, lightning = (build(settings).module for _ in range(2))
         pairs.append((_bare_s(bare, chunks), _lightning_s(lightning, chunks)))
         for ours, theirs in zip(bare.net.parameters(), lightning.net.parameters(), strict=True):
             if not torch.equal(ours, theirs):

@@ -3,9 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stn.data.distortions import distortion
-from stn.data.streams import stream_class
-from stn.nets.mnist import Architecture, build_within_budget
+from stn.families import network
 
 # What a step costs per image besides the network's products (distortion, sampling, Python), as so many FLOP.
 OVERHEAD_FLOP = 2e6
@@ -13,11 +11,9 @@ OVERHEAD_FLOP = 2e6
 
 def run_cost(settings: dict) -> float:
     """FLOP of the whole training of a run, forward and backward (three times the forward pass), roughly."""
-    task, recipe = settings["task"], settings["recipe"]
-    architecture = Architecture(**{name: value for name, value in settings["model"].items() if name != "name"})
-    stream = stream_class(task)
-    in_shape = (stream.channels, *distortion(**task["distortion"]).canvas)
-    net, _ = build_within_budget(architecture, in_shape, stream.classes, task["st_output_pool"], recipe["filters"])
+    recipe = settings["recipe"]
+    net, _, in_shape = network(settings)
+    net.eval()
     image = torch.zeros(1, *in_shape)
     with torch.no_grad():
         net(image)  # what is computed once and kept, like a spline's basis, is not part of a step

@@ -1,7 +1,6 @@
 """One run, from resolved settings to one record: build, train, test, write. Interrupted runs resume."""
 
 import logging
-import math
 import os
 import time
 import warnings
@@ -12,54 +11,19 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from stn.data.distortions import distortion
-from stn.data.mnist import MNIST_MD5, holdout, load_mnist
-from stn.data.seeds import stream_seed
-from stn.data.streams import stream_class
+from stn.families import Built, build
 from stn.nets.budget import count_parameters
-from stn.nets.mnist import Architecture, build_within_budget
-from stn.results.records import RunKey, config_hash, pack_wrong, record_path, write_record
-from stn.tasks.classification import Classification, Diverged, Recipe
+from stn.results.records import RunKey, config_hash, pack_wrong, write_record
+from stn.tasks.training import Diverged, Training
 from stn.train.provenance import device_name, git_state, versions
-from stn.train.settings import check, from_settings, run_key, science
+from stn.train.settings import check, record_file, run_folder, run_key, science
 from stn.train.tracking import tracking
 
 CHECKPOINT_EVERY = timedelta(seconds=30)
 CURVE_POINTS = 200
-# A run counts as collapsed when its last losses are no better than guessing, or its ST looks past the image.
-GUESSING_MARGIN = 0.05
-MIN_GRID_INSIDE = 0.05
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lines, adverts
-
-
-def build_classification(settings: dict) -> tuple[Classification, tuple[int, int]]:
-    """The LightningModule of a run on distorted MNIST, and its network's layer widths.
-
-    Raises: ValueError for settings that do not fit together, DataError when MNIST is not there.
-    """
-    task, seed = settings["task"], settings["seed"]
-    recipe = from_settings(Recipe, settings["recipe"], "the recipe")
-    model = {name: value for name, value in settings["model"].items() if name != "name"}
-    model |= {"padding": recipe.padding, "antialias": recipe.antialias}
-    architecture = from_settings(Architecture, model, "the model")
-    warp = from_settings(distortion, task["distortion"], "the distortion")
-    make_stream = stream_class(task)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
-        net, widths = build_within_budget(
-            architecture,
-            (make_stream.channels, *warp.canvas),
-            make_stream.classes,
-            task["st_output_pool"],
-            recipe.filters,
-        )
-    train = load_mnist(settings["data_dir"], "train")
-    train, test = (
-        (train, load_mnist(settings["data_dir"], "test")) if settings["evaluate"] == "test" else holdout(train)
-    )
-    return Classification(net, make_stream(warp, train, test), recipe, seed), widths
 
 
 class _Progress(Callback):
@@ -101,10 +65,9 @@ def run(settings: dict, progress=None) -> dict:
         raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
     key = run_key(settings)
     torch.set_num_threads(settings["threads"])
-    module, widths = build_classification(settings)
-    record = _blank_record(settings, key, module, widths)
-    folder = Path(settings["output_dir"]) / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
-    path = record_path(settings["results_dir"], key)
+    built = build(settings)
+    module, record = built.module, _blank_record(settings, key, built)
+    folder, path = run_folder(settings), record_file(settings)
     try:
         device = _train_and_test(module, settings, key, record["config_hash"], folder, progress)
     except Diverged as error:
@@ -171,63 +134,52 @@ def _usable_checkpoint(path: Path, config_hash: str) -> Path | None:
     return path
 
 
-def _blank_record(settings: dict, key: RunKey, module: Classification, widths: tuple[int, int]) -> dict:
-    recipe, config = module.recipe, science(settings)
+def _blank_record(settings: dict, key: RunKey, built: Built) -> dict:
+    module, config = built.module, science(settings)
     return {
         "schema": 1,
         "status": "ok",
         "reason": None,
         **key._asdict(),
-        "data": "real",
+        "data": settings["data"],
         "config": config,
         "config_hash": config_hash(config),
         "n_params": count_parameters(module.net),
-        "widths": {"layer1": widths[0], "layer2": widths[1]},
+        "widths": built.widths,
         "metrics": {},
         "per_draw": {},
-        "n_test": module.stream.n_test,
-        "test_draws": recipe.test_draws,
+        "n_test": module.n_test,
+        "test_draws": module.recipe.test_draws,
         "test_wrong": None,
         "curve": {},
-        "steps": recipe.steps,
+        "steps": module.recipe.steps,
         "wall_s": None,
         "images_per_s": None,
         "device": "unknown",
         "threads": settings["threads"],
         "versions": versions(),
         "git": git_state(),
-        "data_checksums": dict(MNIST_MD5),
+        "data_checksums": built.data_checksums,
     }
 
 
-def _measured(module: Classification, device: torch.device) -> dict:
+def _measured(module: Training, device: torch.device) -> dict:
     """What a finished run adds to its record, with the verdict whether it learned anything."""
     curve = _thinned(module.curve)
     tail = curve["train/loss"][-max(1, len(curve["train/loss"]) // 10) :]
     loss = sum(tail) / len(tail)
-    metrics = {"train/loss": loss, **module.metrics}
-    reason = None
-    classes = module.stream.classes
-    if loss > math.log(classes) - GUESSING_MARGIN:
-        reason = f"training loss {loss:.3f} at the end is that of guessing among {classes} classes"
-    elif min(_grid_inside(metrics), default=1.0) < MIN_GRID_INSIDE:
-        reason = f"only {min(_grid_inside(metrics)):.1%} of a sampling grid lies inside the image"
+    reason = module.collapse(loss)
     return {
         "status": "collapsed" if reason else "ok",
         "reason": reason,
-        "metrics": metrics,
-        "per_draw": {"test/error_pct": module.per_draw},
-        "test_wrong": pack_wrong(module.test_wrong.numpy()),
+        "metrics": {"train/loss": loss, **module.metrics},
+        "per_draw": module.per_draw,
+        "test_wrong": None if module.test_wrong is None else pack_wrong(module.test_wrong.numpy()),
         "curve": curve,
         "wall_s": round(module.train_s, 2),
         "images_per_s": round(module.recipe.steps * module.recipe.batch_size / module.train_s, 1),
         "device": device_name(device),
     }
-
-
-def _grid_inside(metrics: dict) -> list[float]:
-    """The share of grid points inside the image, of every transformer."""
-    return [value for name, value in metrics.items() if name.endswith("grid_inside")]
 
 
 def _thinned(curve: dict[str, list]) -> dict[str, list]:

@@ -1,8 +1,9 @@
 """What resolved settings (conf/train.yaml) say about a run. Imports no torch."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from stn.results.records import RunKey
+from stn.results.records import DATA_KINDS, RunKey, record_path, records_root
 
 
 def science(settings: dict) -> dict:
@@ -12,8 +13,9 @@ def science(settings: dict) -> dict:
         "model": settings["model"],
         "recipe": settings["recipe"],
         "evaluate": settings["evaluate"],
-        "protocol_note": settings["protocol"]["note"],
+        "protocol_note": settings["note"],
         "seed": settings["seed"],
+        **({} if settings["data"] == "real" else {"data": settings["data"]}),
     }
 
 
@@ -22,8 +24,22 @@ def run_key(settings: dict) -> RunKey:
     return RunKey(settings["task"]["name"], settings["model"]["name"], settings["protocol"]["name"], settings["seed"])
 
 
+def record_file(settings: dict) -> Path:
+    """Where the record of this run lives; those of stand-in data have a root of their own."""
+    return record_path(records_root(settings["results_dir"], settings["data"]), run_key(settings))
+
+
+def run_folder(settings: dict) -> Path:
+    """Where a run leaves its checkpoint, weights and W&B files."""
+    key = run_key(settings)
+    root = records_root(settings["output_dir"], settings["data"])
+    return root / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
+
+
 def check(settings: dict) -> None:
-    """Raises: ValueError for a missing group, a seed, threads, device, evaluate or wandb.mode that no run can have."""
+    """Raises: ValueError for a missing group, a seed, threads, device, data, evaluate or wandb.mode that no run can
+    have.
+    """
     for name in ("task", "model", "protocol", "recipe", "wandb"):
         if not isinstance(settings.get(name), dict):
             raise ValueError(f"{name} must be a group of settings, got {settings.get(name)!r}")
@@ -33,6 +49,7 @@ def check(settings: dict) -> None:
             raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
     choices = {
         "device": (settings["device"], ("auto", "cpu", "cuda")),
+        "data": (settings["data"], DATA_KINDS),
         "evaluate": (settings["evaluate"], ("test", "heldout")),
         "wandb.mode": (settings["wandb"]["mode"], ("disabled", "offline", "online")),
     }

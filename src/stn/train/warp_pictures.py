@@ -31,10 +31,11 @@ class WarpPictures(pl.Callback):
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not hasattr(module.net, "transformers"):
             return
-        images, labels, digits, src_from_out = module.stream.test_batch(draw=0, start=0)
+        batch = module.stream.test_batch(draw=0, start=0)
+        images, labels = batch.images, batch.labels
         warps = module.net.transformers.warps(images)
         statistics = WarpStatistics()
-        statistics.add(warps, digits, src_from_out)
+        statistics.add(warps, batch)
         metrics = {f"theta/{name}": value for name, value in statistics.summary().items()}
         trainer.logger.log_metrics(metrics, step=module.steps_done)
         rows = [
