@@ -4,6 +4,7 @@ Lists which runs of the table are done, failed and missing, trains the missing o
 """
 
 import sys
+import time
 from pathlib import Path
 
 import hydra
@@ -16,7 +17,7 @@ from experiments.config import CONF, compose_config, compose_run, resolved
 from stn.results.records import config_hash, read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
-from stn.train.settings import record_file, run_key, science
+from stn.train.settings import record_file, run_folder, run_key, science
 
 console = Console(highlight=False)
 
@@ -42,14 +43,38 @@ def reproduce(config: DictConfig) -> None:
     console.print(f"{spec.title}, protocol {wanted['protocol']}: {sum(map(len, states.values()))} runs: {counts}")
     for settings in states["failed"]:
         console.print(f"  failed: {run_key(settings)} (retry=true runs it again)")
+    needed = _needed(todo, wanted) if todo else []
     if wanted["dry_run"]:
-        for settings in todo:
+        for settings in needed + todo:
             console.print(f"  would run: {run_key(settings)}")
+        if todo:
+            console.print(_estimate(needed + todo, wanted))
         return
-    failures = _train(todo, wanted) if todo else []
+    failures = [line for stage in (needed, todo) if stage for line in _train(stage, wanted)]
     _render(spec, wanted)
     if failures:
         sys.exit("\n".join(failures))
+
+
+def _estimate(todo: list[dict], wanted: dict) -> str:
+    """How long these runs would take, by the arithmetic per second of earlier records of this device."""
+    import torch
+
+    from stn.train.cost import run_cost
+    from stn.train.provenance import device_name
+
+    cuda = wanted["device"] != "cpu" and torch.cuda.is_available()
+    device = device_name(torch.device("cuda" if cuda else "cpu"))
+    rates = {}
+    for record in read_records(records_root(wanted["results_dir"], wanted["data"])):
+        if record["status"] == "ok" and record["device"] == device and record["wall_s"]:
+            rates[record["model"]] = run_cost(record["config"]) / record["wall_s"]
+    if not rates:
+        return f"no estimate: no records of {device} yet"
+    usual = sorted(rates.values())[len(rates) // 2]
+    seconds = sum(run_cost(settings) / rates.get(settings["model"]["name"], usual) for settings in todo)
+    hours = seconds / wanted["workers"] / 3600
+    return f"about {hours:.1f} hours with {wanted['workers']} workers on {device}, by the speed of earlier records"
 
 
 def _spec(wanted: dict) -> TableSpec:
@@ -63,20 +88,32 @@ def _spec(wanted: dict) -> TableSpec:
 
 def _cells(spec: TableSpec, wanted: dict) -> list[dict]:
     """The settings of every run that the table asks for, seed by seed."""
-    cells = [
+    cells = dict.fromkeys(  # one run may fill several rows
         (column.task, row.model)
         for row, column, _ in spec.cells()
         if column.task in (wanted["tasks"] or spec.tasks) and row.model in (wanted["models"] or spec.models)
-    ]
-    common = [
-        f"{name}={wanted[name]}" for name in ("protocol", "data", "data_dir", "results_dir", "output_dir", "device")
-    ]
-    common += [f"wandb.mode={wanted['wandb_mode']}", "progress=false"]
-    return [
-        compose_run([f"task={task}", f"model={model}", f"seed={seed}", *common])
-        for seed in range(wanted["seeds"])
-        for task, model in cells
-    ]
+    )
+    return [_compose(task, model, seed, wanted) for seed in range(wanted["seeds"]) for task, model in cells]
+
+
+def _compose(task: str, model: str, seed: int, wanted: dict) -> dict:
+    common = ("protocol", "data", "data_dir", "results_dir", "output_dir", "device")
+    return compose_run(
+        [f"task={task}", f"model={model}", f"seed={seed}", f"wandb.mode={wanted['wandb_mode']}", "progress=false"]
+        + [f"{name}={wanted[name]}" for name in common]
+    )
+
+
+def _needed(todo: list[dict], wanted: dict) -> list[dict]:
+    """The runs, in no table, whose weights those of `todo` begin with, and which are not done or have left no weights.
+
+    They are of the same protocol, with seed 0.
+    """
+    from stn.families import needs
+
+    pairs = dict.fromkeys(pair for settings in todo for pair in needs(settings))
+    runs = [_compose(task, model, 0, wanted) for task, model in pairs]
+    return [run for run in runs if _state(run) != "done" or not (run_folder(run) / "weights.pt").exists()]
 
 
 def _state(settings: dict) -> str:
@@ -95,43 +132,70 @@ def _train(todo: list[dict], wanted: dict) -> list[str]:
     from stn.families import prepare
     from stn.train.cost import run_cost
     from stn.train.pool import Finished, run_all
+    from stn.train.run import OutOfTime
+    from stn.train.stack import stacks
 
     for settings in todo:
         prepare(settings)
-    jobs = sorted(((run_cost(settings), settings) for settings in todo), key=lambda job: (job[1]["seed"], -job[0]))
-    steps, failures, finished = [0] * len(jobs), [], 0
+    costs = {str(run_key(settings)): run_cost(settings) for settings in todo}
+    longest_first = sorted(todo, key=lambda settings: (settings["seed"], -costs[str(run_key(settings))]))
+    jobs = stacks(longest_first, _stacked(wanted))
+    share = [sum(costs[str(run_key(settings))] for settings in job) / job[0]["recipe"]["steps"] for job in jobs]
+    deadline = None if wanted["time_budget_s"] is None else time.time() + wanted["time_budget_s"]
+    steps, failures, finished, late = [0] * len(jobs), [], 0, 0
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(
         *columns, TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=300
     ) as bar:
-        task = bar.add_task(f"0/{len(jobs)} runs", total=sum(cost for cost, _ in jobs))
-        for event in run_all([settings for _, settings in jobs], wanted["workers"]):
-            cost, settings = jobs[event.index]
-            now = settings["recipe"]["steps"]
-            if isinstance(event, Finished):
-                finished += 1
-                failures += _report(event, run_key(settings))
-            else:
+        task = bar.add_task(f"0/{len(todo)} runs", total=sum(costs.values()))
+        for event in run_all(jobs, wanted["workers"], deadline):
+            job = jobs[event.index]
+            now = job[0]["recipe"]["steps"]
+            if not isinstance(event, Finished):
                 now = event.steps
+            elif isinstance(event.error, OutOfTime):
+                late += len(job)
+                now = steps[event.index]
+                console.print(f"  {_names(job)}: {event.error}")
+            else:
+                finished += len(job)
+                failures += _report(event, job)
             bar.update(
                 task,
-                description=f"{finished}/{len(jobs)} runs",
-                advance=cost * (now - steps[event.index]) / settings["recipe"]["steps"],
+                description=f"{finished}/{len(todo)} runs",
+                advance=share[event.index] * (now - steps[event.index]),
             )
             steps[event.index] = now
+    if late:
+        console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
     return failures
 
 
-def _report(event, key) -> list[str]:
-    """Prints how a run ended; returns a line when it raised."""
+def _stacked(wanted: dict) -> bool:
+    """Whether runs train together where they can: by themselves on CUDA; on the CPU that is measured to be slower."""
+    if wanted["stack"] not in ("auto", True, False):
+        raise ValueError(f"stack must be auto, true or false, got {wanted['stack']!r}")
+    if wanted["stack"] != "auto":
+        return wanted["stack"]
+    import torch
+
+    return wanted["device"] != "cpu" and torch.cuda.is_available()
+
+
+def _report(event, job: list[dict]) -> list[str]:
+    """Prints how the runs of a job ended; returns a line when they raised."""
     if event.error is not None:
-        line = f"{key}: {type(event.error).__name__}: {' '.join(str(event.error).split())}"
+        line = f"{_names(job)}: {type(event.error).__name__}: {' '.join(str(event.error).split())}"
         console.print(f"  {line}")
         return [line]
-    record = event.record
-    error = f"{record['metrics']['test/error_pct']:.2f} % error" if record["metrics"] else ""
-    console.print(f"  {key}: {record['status']} {error} {record['reason'] or ''}".rstrip())
+    for record, settings in zip(event.records, job, strict=True):
+        error = f"{record['metrics']['test/error_pct']:.2f} % error" if record["metrics"] else ""
+        console.print(f"  {run_key(settings)}: {record['status']} {error} {record['reason'] or ''}".rstrip())
     return []
+
+
+def _names(job: list[dict]) -> str:
+    return ", ".join(str(run_key(settings)) for settings in job)
 
 
 def _render(spec: TableSpec, wanted: dict) -> None:

@@ -1,5 +1,6 @@
 """Train and test one model: python -m experiments.train task=mnist_rts model=st_cnn_tps protocol=fast seed=0"""
 
+import time
 from pathlib import Path
 
 import hydra
@@ -7,6 +8,7 @@ from omegaconf import DictConfig
 
 from experiments.cli import job, main
 from experiments.config import compose_run, resolved
+from stn.train.settings import run_key
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
@@ -14,9 +16,14 @@ from experiments.config import compose_run, resolved
 def train(config: DictConfig) -> float | None:
     """One run; returns the error, which a sweeper minimises."""
     settings = as_variant(resolved(config))
-    from stn.train.run import run  # torch and Lightning take seconds to import: not for --help or a typo
+    from stn.train.run import OutOfTime, run  # torch and Lightning take seconds to import: not for --help or a typo
 
-    record = run(settings)
+    budget_s = settings["time_budget_s"]
+    try:
+        record = run(settings, deadline=None if budget_s is None else time.time() + budget_s)
+    except OutOfTime as stopped:
+        print(f"{run_key(settings)}: {stopped}; the same command goes on from there")
+        return None
     summary = {name: value for name, value in record["metrics"].items() if "theta" not in name}
     print(f"{record['task']} {record['model']} {record['protocol']} seed {record['seed']}: {record['status']}")
     if record["reason"]:

@@ -17,6 +17,7 @@ from stn.results.records import record_path
 from stn.train.settings import run_key
 
 ROOT = Path(__file__).parents[2]
+VERB = ROOT / "tests" / "train" / "toy_verb.py"
 CELL = ["task=mnist_rts", "model=st_cnn_tps"]
 
 
@@ -146,7 +147,7 @@ def test_a_bug_is_not_taken_for_the_users_error():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (["experiments.train", "task=mnist_r", "model=vgg"], "model=vgg does not exist; allowed: cnn, fcn"),
+        (["experiments.train", "task=mnist_r", "model=vgg"], "model=vgg does not exist; allowed: cnn"),
         (["experiments.train", *CELL, "protocol.mnist.lr=-1", "data_dir=nowhere"], "recipe.lr must be 0 or more"),
         (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
     ],
@@ -223,3 +224,16 @@ def test_variants_differ_by_setting_and_agree_over_seeds():
     names = [name("protocol.mnist.lr=0.1"), name("protocol.mnist.lr=0.2"), name("protocol.mnist.steps=5")]
     assert len(set(names)) == 3
     assert name("protocol.mnist.lr=0.1", "seed=4") == names[0]
+
+
+def test_a_time_budget_ends_in_success_and_says_how_to_go_on(toy_data_dir, tmp_path):
+    call = [sys.executable, VERB, "experiments.train", "task=mnist_r", "model=fcn", "protocol=smoke", "progress=false", "device=cpu"]
+    call += [f"data_dir={toy_data_dir}", "results_dir=results", "output_dir=outputs"]
+    environment = os.environ | {"TOY_DATA_DIR": str(toy_data_dir)}
+    for budget, said in (("time_budget_s=0", "after step 50 of 150; the same command goes on"), ("seed=0", "seed 0: ok")):
+        result = subprocess.run(
+            [*call, budget], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert said in result.stdout
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 1

@@ -43,15 +43,15 @@ def call(monkeypatch, capsys, overrides):
     """Call it with further overrides: runs the verb here, one run after the other; returns (what ran, what it said)."""
     ran, broken = [], []
 
-    def one_by_one(all_settings, workers):
-        for index, settings in enumerate(all_settings):
+    def one_by_one(stacks, workers, deadline):
+        for index, (settings,) in enumerate(stacks):
             cell = f"{settings['task']['name']}/{settings['model']['name']}"
             ran.append(str(run_key(settings)))
             yield Progress(index, 50)
             if cell in broken:
                 yield Finished(index, None, RuntimeError("no\nroom"))
             else:
-                yield Finished(index, run(settings), None)
+                yield Finished(index, [run(settings)], None)
 
     monkeypatch.setattr("stn.train.pool.run_all", one_by_one)
     monkeypatch.setattr("experiments.figures.draw_all", lambda *_: [])  # tested on their own

@@ -121,7 +121,7 @@ def test_the_same_run_twice_gives_the_same_record(toy_mnist, settings_of):
 def test_the_saved_weights_give_the_recorded_error(toy_mnist, settings_of):
     settings = settings_of("mnist_rts", "st_cnn_affine", steps=60, test_draws=2)
     record = run(settings)
-    assert sorted(path.name for path in folder_of(settings).iterdir()) == ["weights.pt"]
+    assert sorted(path.name for path in folder_of(settings).iterdir()) == ["snapshots.npz", "weights.pt"]
     module, widths, _ = build(settings)
     module.net.load_state_dict(torch.load(folder_of(settings) / "weights.pt", weights_only=True))
     assert record["widths"] == widths

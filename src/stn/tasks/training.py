@@ -82,9 +82,8 @@ class Training(pl.LightningModule):
         started = time.perf_counter()
         # The bare optimiser and loss.backward(): Lightning's wrappers would cost 0.4 ms a step.
         optimiser, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        self.generator.manual_seed(stream_seed(self.seed, "train", self.steps_done // self.chunk_steps))
         losses, outcomes = [], []
-        for _ in range(min(self.chunk_steps, self.recipe.steps - self.steps_done)):
+        for _ in range(self.begin_chunk()):
             loss, outcome = self.batch_loss()
             optimiser.zero_grad()
             loss.backward()
@@ -92,22 +91,34 @@ class Training(pl.LightningModule):
             schedule.step()
             losses.append(loss.detach())
             outcomes.append(outcome)
-        loss = torch.stack(losses).mean().item()
-        metrics = self.chunk_metrics(outcomes)
+        metrics = self.end_chunk(torch.stack(losses), outcomes)
         self.train_s += time.perf_counter() - started
-        self.steps_done += len(losses)
-        self._record_chunk({"train/loss": loss, **metrics})
-        self._stop_when_done()
-
-    def _record_chunk(self, metrics: dict[str, float]) -> None:
-        loss = metrics["train/loss"]
-        if not math.isfinite(loss):
-            raise Diverged(f"training loss {loss} in the {self.chunk_steps} steps before step {self.steps_done}")
-        for name, value in {"step": self.steps_done, **metrics}.items():
-            self.curve.setdefault(name, []).append(value)
         self.log("step", float(self.steps_done))  # the loggers' x axis; Lightning's own counts chunks
         self.log_dict(metrics, prog_bar=True)
-        self.log("train/lr", self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])
+        self.log("train/lr", optimiser.param_groups[0]["lr"])
+        self._stop_when_done()
+
+    def begin_chunk(self) -> int:
+        """How many steps the next chunk has; `generator` is at the start of its random stream."""
+        chunk = self.steps_done // self.chunk_steps
+        self.generator.manual_seed(stream_seed(self.seed, "train", chunk))
+        torch.manual_seed(stream_seed(self.seed, "dropout", chunk))  # dropout knows only the global generator
+        return min(self.chunk_steps, self.recipe.steps - self.steps_done)
+
+    def end_chunk(self, losses: Tensor, outcomes: list) -> dict[str, float]:
+        """Counts a chunk's steps and adds it to the curve: its mean loss and `chunk_metrics`, which it returns.
+
+        Raises: Diverged.
+        """
+        metrics = {"train/loss": losses.mean().item(), **self.chunk_metrics(outcomes)}
+        self.steps_done += len(losses)
+        if not math.isfinite(metrics["train/loss"]):
+            raise Diverged(
+                f"training loss {metrics['train/loss']} in the {self.chunk_steps} steps before step {self.steps_done}"
+            )
+        for name, value in {"step": self.steps_done, **metrics}.items():
+            self.curve.setdefault(name, []).append(value)
+        return metrics
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         for name in ("steps_done", "curve", "train_s", "config_hash"):

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -13,30 +14,31 @@ _queue = None  # in a worker: where it reports progress
 
 
 class Progress(NamedTuple):
-    """Run number `index` has done `steps`."""
+    """Stack number `index` has done `steps`."""
 
     index: int
     steps: int
 
 
 class Finished(NamedTuple):
-    """Run number `index` ended: its record, or the exception that ended it."""
+    """Stack number `index` ended: the records of its runs, or the exception that ended it."""
 
     index: int
-    record: dict | None
+    records: list[dict] | None
     error: BaseException | None
 
 
-def run_all(all_settings: list[dict], workers: int) -> Iterator[Progress | Finished]:
-    """Runs all settings in order, `workers` at a time; yields what happens, ending with one `Finished` per run.
+def run_all(stacks: list[list[dict]], workers: int, deadline: float | None = None) -> Iterator[Progress | Finished]:
+    """Trains all stacks (lists of settings that share a `stack_key`, most often of one) in order, `workers` at a time.
 
-    A run that fails does not stop the others. Workers end when the caller's process does, even when it is killed.
+    Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others. Workers end
+    when the caller's process does, even when it is killed. After the `deadline`, a time.time(), none is started.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow the neighbour process
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     with ProcessPoolExecutor(workers, context, _start_worker, (queue,)) as pool:
-        pending = {pool.submit(_run, i, settings): i for i, settings in enumerate(all_settings)}
+        pending = {pool.submit(_run, i, stack, deadline): i for i, stack in enumerate(stacks)}
         try:
             while pending:
                 done, _ = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
@@ -59,7 +61,9 @@ def _start_worker(queue) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _run(index: int, settings: dict) -> dict:
-    from stn.train.run import run
+def _run(index: int, stack: list[dict], deadline: float | None) -> list[dict]:
+    from stn.train.run import OutOfTime, run_stack
 
-    return run(settings, progress=lambda steps: _queue.put((index, steps)))
+    if deadline is not None and time.time() >= deadline:
+        raise OutOfTime("not started, the time budget is used up")
+    return run_stack(stack, progress=lambda steps: _queue.put((index, steps)), deadline=deadline)

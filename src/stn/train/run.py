@@ -1,5 +1,6 @@
-"""One run, from resolved settings to one record: build, train, test, write. Interrupted runs resume."""
+"""From resolved settings to one record per run: build, train, test, write. Interrupted runs resume."""
 
+import hashlib
 import logging
 import os
 import time
@@ -17,6 +18,8 @@ from stn.results.records import RunKey, config_hash, pack_wrong, write_record
 from stn.tasks.training import Diverged, Training
 from stn.train.provenance import device_name, git_state, versions
 from stn.train.settings import check, record_file, run_folder, run_key, science
+from stn.train.snapshots import Snapshots
+from stn.train.stack import Stack
 from stn.train.tracking import tracking
 
 CHECKPOINT_EVERY = timedelta(seconds=30)
@@ -24,6 +27,10 @@ CURVE_POINTS = 200
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lines, adverts
+
+
+class OutOfTime(Exception):
+    """The time budget ended before the training did; the checkpoint is there for the next call."""
 
 
 class _Progress(Callback):
@@ -37,64 +44,97 @@ class _Progress(Callback):
 
 
 class _Checkpoints(Callback):
-    """Saves the run to `path` every `CHECKPOINT_EVERY`; the file is always whole.
+    """Saves the run to `path` every `CHECKPOINT_EVERY` and at the deadline, when it stops it; the file is always whole.
 
     Lightning's ModelCheckpoint never saves by time under manual optimisation.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.saved_at = path, time.monotonic()
+    def __init__(self, path: Path, deadline: float | None) -> None:
+        self.path, self.deadline, self.saved_at = path, deadline, time.monotonic()
 
-    def on_train_batch_end(self, trainer, *_) -> None:
-        if time.monotonic() - self.saved_at >= CHECKPOINT_EVERY.total_seconds():
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        over = self.deadline is not None and time.time() >= self.deadline and module.steps_done < module.recipe.steps
+        if over or time.monotonic() - self.saved_at >= CHECKPOINT_EVERY.total_seconds():
             temporary = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(temporary, weights_only=False)  # the optimiser, too
             os.replace(temporary, self.path)
             self.saved_at = time.monotonic()
+        if over:
+            raise OutOfTime(f"stopped by the time budget after step {module.steps_done} of {module.recipe.steps}")
 
 
-def run(settings: dict, progress=None) -> dict:
+class _Run:
+    """One run on its way from settings to record."""
+
+    def __init__(self, settings: dict) -> None:
+        check(settings)
+        if settings["device"] == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
+        torch.set_num_threads(settings["threads"])
+        self.settings, self.key = settings, run_key(settings)
+        self.folder, self.path = run_folder(settings), record_file(settings)
+        built = build(settings)
+        self.module, self.record = built.module, _blank_record(settings, self.key, built)
+
+    def write(self, **found) -> None:
+        self.record |= {**found, "finished_at": _now()}
+        write_record(self.path, self.record)
+
+
+def run(settings: dict, progress=None, deadline: float | None = None) -> dict:
     """Train and test what `settings` (conf/train.yaml, resolved) describe; write the record and return it.
 
-    `progress` is called with the number of steps done, now and then.
-    Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. An error during
-    training is recorded with status "failed" and raised again.
+    `progress` is called with the number of steps done, now and then. `deadline`: a time.time() at which to stop.
+    Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. OutOfTime at the
+    deadline; nothing is recorded either, and the next call goes on. An error during training is recorded with status
+    "failed" and raised again.
     """
-    check(settings)
-    if settings["device"] == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
-    key = run_key(settings)
-    torch.set_num_threads(settings["threads"])
-    built = build(settings)
-    module, record = built.module, _blank_record(settings, key, built)
-    folder, path = run_folder(settings), record_file(settings)
+    return run_stack([settings], progress, deadline)[0]
+
+
+def run_stack(all_settings: list[dict], progress=None, deadline: float | None = None) -> list[dict]:
+    """As `run`, for several runs of one `stack_key` that train together; each has a record of its own."""
+    runs = [_Run(settings) for settings in all_settings]
+    trained = runs[0].module if len(runs) == 1 else Stack([run.module for run in runs])
+    folder = runs[0].folder if len(runs) == 1 else _stack_folder(runs)
+    trained.config_hash = "+".join(run.record["config_hash"] for run in runs)
     try:
-        device = _train_and_test(module, settings, key, record["config_hash"], folder, progress)
-    except Diverged as error:
-        record |= {"status": "diverged", "reason": str(error), "curve": _thinned(module.curve)}
+        diverged = _train_and_test(trained, runs, folder, progress, deadline)
+    except OutOfTime:
+        raise
     except SystemExit as stop:  # what Lightning makes of Ctrl+C
         raise KeyboardInterrupt from stop
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        write_record(path, record | {"status": "failed", "reason": reason, "finished_at": _now()})
+        for run in runs:
+            run.write(status="failed", reason=reason)
         raise
-    else:
-        record |= _measured(module, device)
-        torch.save(module.net.state_dict(), folder / "weights.pt")
-    write_record(path, record | {"finished_at": _now()})
+    for i, run in enumerate(runs):
+        if i in diverged:
+            run.write(status="diverged", reason=diverged[i], curve=_thinned(run.module.curve))
+        else:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(run.module.net.state_dict(), run.folder / "weights.pt")
+            run.write(**_measured(run.module))
     (folder / "last.ckpt").unlink(missing_ok=True)
-    return record
+    return [run.record for run in runs]
 
 
-def _train_and_test(module, settings, key, config_hash, folder, progress) -> torch.device:
-    """Fit (resuming from the last checkpoint) and test; the device it ran on."""
+def _stack_folder(runs: list[_Run]) -> Path:
+    """Where a stack leaves its checkpoint."""
+    name = hashlib.sha256("\n".join(str(run.path) for run in runs).encode()).hexdigest()[:16]
+    return Path(runs[0].settings["output_dir"]) / "stacks" / name
+
+
+def _train_and_test(trained, runs: list[_Run], folder: Path, progress, deadline: float | None) -> dict[int, str]:
+    """Fit (resuming from the last checkpoint), then test each run; which of them diverged, and why."""
     folder.mkdir(parents=True, exist_ok=True)
-    module.config_hash = config_hash
-    checkpoint = _usable_checkpoint(folder / "last.ckpt", config_hash)
-    callbacks = [_Checkpoints(folder / "last.ckpt")]
+    checkpoint = _usable_checkpoint(folder / "last.ckpt", trained.config_hash)
+    callbacks = [Snapshots({run.folder: run.module for run in runs}), _Checkpoints(folder / "last.ckpt", deadline)]
     if progress:
         callbacks.append(_Progress(progress))
-    with tracking(settings, key, folder) as (logger, extra_callbacks), warnings.catch_warnings():
+    settings = runs[0].settings
+    with tracking(settings, runs[0].key, folder) as (logger, extra_callbacks), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
@@ -111,12 +151,18 @@ def _train_and_test(module, settings, key, config_hash, folder, progress) -> tor
             num_sanity_val_steps=0,
             default_root_dir=folder,
         )
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        device = module.device
-        trainer.test(module, verbose=False)
+        try:
+            trainer.fit(trained, ckpt_path=checkpoint, weights_only=True)
+        except Diverged as error:
+            return {0: str(error)}
+        diverged = getattr(trained, "diverged", {})
+        for i, run in enumerate(runs):
+            if i not in diverged:
+                run.record["device"] = device_name(trained.device)
+                trainer.test(run.module, verbose=False)
         if logger:
-            logger.log_metrics(module.metrics, step=module.recipe.steps)
-    return device
+            logger.log_metrics(runs[0].module.metrics, step=trained.recipe.steps)
+    return diverged
 
 
 def _usable_checkpoint(path: Path, config_hash: str) -> Path | None:
@@ -163,7 +209,7 @@ def _blank_record(settings: dict, key: RunKey, built: Built) -> dict:
     }
 
 
-def _measured(module: Training, device: torch.device) -> dict:
+def _measured(module: Training) -> dict:
     """What a finished run adds to its record, with the verdict whether it learned anything."""
     curve = _thinned(module.curve)
     tail = curve["train/loss"][-max(1, len(curve["train/loss"]) // 10) :]
@@ -178,7 +224,6 @@ def _measured(module: Training, device: torch.device) -> dict:
         "curve": curve,
         "wall_s": round(module.train_s, 2),
         "images_per_s": round(module.recipe.steps * module.recipe.batch_size / module.train_s, 1),
-        "device": device_name(device),
     }
 
 

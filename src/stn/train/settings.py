@@ -47,6 +47,9 @@ def check(settings: dict) -> None:
         value = settings[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+    budget_s = settings["time_budget_s"]
+    if budget_s is not None and (isinstance(budget_s, bool) or not isinstance(budget_s, int | float)):
+        raise ValueError(f"time_budget_s must be a number of seconds or null, got {budget_s!r}")
     choices = {
         "device": (settings["device"], ("auto", "cpu", "cuda")),
         "data": (settings["data"], DATA_KINDS),

@@ -1,0 +1,153 @@
+"""A stack of runs: every replica is what it would be alone, whatever happens to the others."""
+
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+
+from stn.families import build
+from stn.results.records import read_record
+from stn.tasks.classification import Classification
+from stn.train import run as run_module
+from stn.train.run import OutOfTime, run, run_stack
+from stn.train.settings import record_file, run_folder
+from stn.train.stack import stack_key
+
+ELAPSED = {"wall_s", "images_per_s", "finished_at"}
+
+
+@pytest.fixture
+def group(toy_mnist, settings_of):
+    """Call it with a model: three runs that differ in seed, distortion, rates and optimiser, and may share a stack."""
+
+    def make(model, folder, **recipe):
+        def settings(task, *overrides, **more):
+            made = settings_of(task, model, *overrides, **{"steps": 120, "batch_size": 4} | recipe | more)
+            return made | {name: f"{made[name]}/{folder}" for name in ("results_dir", "output_dir")}
+
+        return [
+            settings("mnist_r"),
+            settings("mnist_p", "seed=1", lr=0.002, localiser_lr_multiplier=0.5),
+            settings("mnist_e", optimiser="sgd", schedule="step", lr=0.02, lr_step_every=60),
+        ]
+
+    return make
+
+
+def weights_of(settings):
+    return torch.load(run_folder(settings) / "weights.pt", weights_only=True)
+
+
+def numbers(record):
+    return {name: value for name, value in record.items() if name not in ELAPSED}
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """Networks and images in float64: rounding does not grow into another course of the training within 100 steps."""
+    draw = Classification.draw_batch
+
+    def draw_double(self):
+        batch = draw(self)
+        return batch._replace(images=batch.images.double())
+
+    def build_double(settings):
+        built = build(settings)
+        built.module.net.double()
+        return built
+
+    monkeypatch.setattr(Classification, "draw_batch", draw_double)
+    monkeypatch.setattr(run_module, "build", build_double)
+    monkeypatch.setattr(Classification, "test_step", lambda *_: None)
+
+
+@pytest.mark.parametrize("model", ["fcn", "st_fcn_tps", "st_cnn_affine", "st_cnn_projective"])
+def test_every_replica_takes_the_steps_it_would_take_alone(double, group, model):
+    alone = [run(settings) for settings in group(model, "alone")]
+    stacked = group(model, "stacked")
+    assert len({stack_key(settings) for settings in stacked}) == 1
+    for one, record in zip(alone, run_stack(stacked), strict=True):
+        assert record["curve"]["train/loss"] == pytest.approx(one["curve"]["train/loss"], rel=1e-7)
+        assert record["curve"]["train/error_pct"] == one["curve"]["train/error_pct"]
+    for settings, lonely in zip(stacked, group(model, "alone"), strict=True):
+        for name, value in weights_of(lonely).items():
+            torch.testing.assert_close(weights_of(settings)[name], value, rtol=1e-6, atol=1e-8)
+
+
+def test_every_replica_has_the_record_it_would_have_alone(group):
+    alone = [run(settings) for settings in group("fcn", "alone", steps=10)]
+    stacked = group("fcn", "stacked", steps=10)
+    for one, record, settings in zip(alone, run_stack(stacked), stacked, strict=True):
+        assert read_record(record_file(settings)) == record
+        measured = {"curve", "metrics", "per_draw", "test_wrong"}
+        assert {k: v for k, v in numbers(record).items() if k not in measured} == {
+            k: v for k, v in numbers(one).items() if k not in measured
+        }
+        assert record["curve"]["train/loss"] == pytest.approx(one["curve"]["train/loss"], rel=1e-4)
+        assert record["metrics"]["test/loss"] == pytest.approx(one["metrics"]["test/loss"], rel=1e-3)
+
+
+def test_a_replica_that_diverges_leaves_the_others_untouched(group):
+    whole = run_stack(group("st_fcn_affine", "whole"))
+    broken = group("st_fcn_affine", "broken")
+    broken[1] = {**broken[1], "recipe": {**broken[1]["recipe"], "optimiser": "sgd", "lr": 1e12, "schedule": "step"}}
+    records = run_stack(broken)
+    assert [record["status"] == "diverged" for record in records] == [False, True, False]
+    assert "before step" in records[1]["reason"]
+    assert not (run_folder(broken[1]) / "weights.pt").exists()
+    for i in (0, 2):
+        assert numbers(records[i])["curve"] == numbers(whole[i])["curve"]
+        assert records[i]["metrics"] == whole[i]["metrics"]
+
+
+def test_an_interrupted_stack_ends_at_the_numbers_of_an_uninterrupted_one(monkeypatch, group):
+    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    whole = run_stack(group("st_fcn_tps", "whole"))
+    settings = group("st_fcn_tps", "interrupted")
+
+    def stop(steps):
+        raise SystemError("interrupted")
+
+    with pytest.raises(SystemError):
+        run_stack(settings, progress=stop)
+    seen = []
+    resumed = run_stack(settings, progress=seen.append)
+    assert seen == [100, 120]  # it did resume
+    assert [numbers(record) for record in resumed] == [numbers(record) for record in whole]
+    assert not list((run_folder(settings[0]).parents[4] / "stacks").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_deadline_stops_cleanly_and_the_next_call_goes_on(group, together):
+    train = run_stack if together else lambda settings, **more: [run(settings[0], **more)]
+    whole = train(group("st_fcn_affine", "whole"))
+    settings = group("st_fcn_affine", "pieces")
+    for steps in (50, 100):
+        with pytest.raises(OutOfTime, match=f"after step {steps} of 120"):
+            train(settings, deadline=time.time())
+        assert not any(record_file(one).exists() for one in settings)
+    records = train(settings, deadline=time.time())  # nothing is left but the test, which it finishes
+    assert [numbers(record) for record in records] == [numbers(record) for record in whole]
+
+
+def test_what_a_stack_may_differ_in(settings_of):
+    def key(task="mnist_r", model="st_fcn_affine", *overrides, **recipe):
+        return stack_key(settings_of(task, model, *overrides, **recipe))
+
+    assert key() == key("mnist_p", "st_fcn_affine", "seed=3") == key(lr=0.1, momentum=0.5, localiser_lr_multiplier=2.0)
+    others = [
+        key(model="fcn"),
+        key("mnist_rts"),
+        key("addition"),
+        key(steps=99),
+        key(batch_size=4),
+        key(padding="border"),
+    ]
+    assert len({key(), *others, key(filters=49), key("mnist_r", "st_fcn_affine", "threads=2")}) == 9
+    assert key("mnist_r", "fcn", "wandb.mode=offline") is None
+
+
+def test_runs_that_do_not_fit_together_are_refused(toy_mnist, settings_of):
+    with pytest.raises(ValueError, match="must have the same network"):
+        run_stack([settings_of("mnist_r", "fcn"), settings_of("mnist_rts", "fcn")])
