@@ -108,7 +108,7 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     Raises: RecordError naming the offending key; nothing is written then.
     """
     path = Path(path)
-    _validate(path, record)
+    check_record(path, record)
     text = _to_json({name: record[name] for name in FIELDS}) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -137,7 +137,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise RecordError(f"{path}: not JSON, perhaps torn ({error})") from error
-    _validate(path, record)
+    check_record(path, record)
     return record
 
 
@@ -190,7 +190,8 @@ def _to_json(value: Any, indent: str = "") -> str:
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
-def _validate(path: Path, record: Any) -> None:
+def check_record(path: Path, record: Any) -> None:
+    """Raises: RecordError, one line, for a record that cannot be, or is not the one its path names."""
     problem = next(_problems(path, record), None)
     if problem:
         raise RecordError(f"{path}: {problem}")

@@ -1,0 +1,101 @@
+"""Records in one archive: what borrowed hardware sends home."""
+
+import io
+import json
+import re
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from stn.results.records import (
+    DATA_KINDS,
+    RecordError,
+    check_record,
+    read_records,
+    record_path,
+    records_root,
+    run_key,
+    write_record,
+)
+
+MEMBER = re.compile(r"(standin/)?runs/[\w.-]+/[\w.-]+/[\w.-]+/seed\d+\.json")
+MAX_MEMBER_BYTES = 16 << 20  # a record of ten draws on 10 000 images is 200 kB
+
+
+class Merged(NamedTuple):
+    """The record files that a merge wrote, and those that were there already with the same content."""
+
+    new: list[Path]
+    known: list[Path]
+
+
+def pack(results_dir: str | Path, archive: str | Path) -> int:
+    """Writes every record below `results_dir` into a gzipped tar; how many they are.
+
+    Raises: RecordError for a record that cannot be trusted, or when there is none.
+    """
+    records = [(data, record) for data in DATA_KINDS for record in read_records(records_root(results_dir, data))]
+    if not records:
+        raise RecordError(f"{results_dir}: no records to pack")
+    with tarfile.open(archive, "w:gz") as tar:
+        for data, record in records:
+            path = record_path(records_root(results_dir, data), run_key(record))
+            content = path.read_bytes()
+            member = tarfile.TarInfo(PurePosixPath(path.relative_to(results_dir)).as_posix())
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return len(records)
+
+
+def merge(archive: str | Path, results_dir: str | Path) -> Merged:
+    """Adds the records of an archive that `pack` made to `results_dir`: all of them, or none.
+
+    Raises: RecordError naming a member that is no record, is damaged, or differs from the record that is there.
+    """
+    results_dir = Path(results_dir)
+    incoming: dict[Path, dict] = {}
+    known, conflicts = [], []
+    for name, content in _members(archive):
+        path = results_dir / name
+        record = _parse(f"{archive}: {name}", content, path, results_dir)
+        if path in incoming and incoming[path] != record:
+            conflicts.append(f"{name} (twice in the archive)")
+        elif not path.exists():
+            incoming[path] = record
+        elif json.loads(path.read_text(encoding="utf-8")) == record:
+            known.append(path)
+        else:
+            conflicts.append(name)
+    if conflicts:
+        raise RecordError(
+            f"{archive}: nothing merged, {len(conflicts)} differ from the records that are there: "
+            f"{', '.join(sorted(conflicts)[:3])}{', …' if len(conflicts) > 3 else ''}; move those away first"
+        )
+    for path, record in incoming.items():
+        write_record(path, record)
+    return Merged(list(incoming), known)
+
+
+def _members(archive: str | Path):
+    """(name, content) of the archive's files; nothing is extracted, so no path of its can leave a folder."""
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                if not member.isreg() or not MEMBER.fullmatch(member.name) or ".." in member.name:
+                    raise RecordError(f"{archive}: {member.name!r} is no run record")
+                if member.size > MAX_MEMBER_BYTES:
+                    raise RecordError(f"{archive}: {member.name} has {member.size} bytes, too many for a record")
+                yield member.name, tar.extractfile(member).read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise RecordError(f"{archive}: cannot be read ({error})") from error
+
+
+def _parse(where: str, content: bytes, path: Path, results_dir: Path) -> dict:
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise RecordError(f"{where}: not JSON, perhaps torn ({error})") from error
+    check_record(path, record)
+    if path != record_path(records_root(results_dir, record["data"]), run_key(record)):
+        raise RecordError(f"{where}: a record of {record['data']} data in the wrong folder")
+    return record
