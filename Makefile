@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY = PASSIVE
 RUN = .venv/bin/python -m experiments.
 REPRODUCE = $(RUN)reproduce protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) data=$(DATA)
 
-.PHONY: help reproduce reproduce-table1 reproduce-table4 test lint tables figures data setup clean
+.PHONY: help reproduce reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-3d test lint tables report figures data data-svhn data-cub setup clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -22,8 +22,20 @@ reproduce: setup data   ## set up, train and print Table 1 at protocol=quick (ab
 reproduce-table1: setup data  ## Table 1, distorted MNIST: PROTOCOL=quick|fast|paper SEEDS=n WORKERS=n ARGS="any=override"
 	$(REPRODUCE) table=table1 $(ARGS)
 
+reproduce-table2: setup  ## Table 2, house numbers: after `make data-svhn`, or with DATA=standin
+	$(REPRODUCE) table=table2 $(ARGS)
+
+reproduce-table3: setup  ## Table 3, birds: after `make data-cub`, or with DATA=standin
+	$(REPRODUCE) table=table3 $(ARGS)
+
 reproduce-table4: setup data  ## Table 4, MNIST addition
 	$(REPRODUCE) table=table4 $(ARGS)
+
+reproduce-table5: setup data  ## Table 5, co-localisation (trains its encoder first)
+	$(REPRODUCE) table=table5 $(ARGS)
+
+reproduce-3d: setup data  ## App. A.3, digits in volumes
+	$(REPRODUCE) table=table3d $(ARGS)
 
 test: setup      ## the tests
 	.venv/bin/python -m pytest -n 2 --dist worksteal
@@ -35,11 +47,20 @@ lint: setup      ## style
 tables: setup    ## render results/tables from the committed records alone
 	$(RUN)tables
 
+report: setup    ## results/report.html: all tables, claims, curves and pictures on one page, each number with its runs
+	$(RUN)report $(ARGS)
+
 figures: setup data  ## redraw results/figures from records and trained weights
 	$(RUN)figures table1 --protocol $(PROTOCOL)
 
 data: setup      ## fetch and check MNIST
 	$(RUN)prepare mnist
+
+data-svhn: setup ## fetch, check and cut out SVHN's whole numbers (2.6 GB)
+	$(RUN)prepare svhn
+
+data-cub: setup  ## fetch, check and unpack CUB-200-2011 (1.2 GB)
+	$(RUN)prepare cub
 
 setup: .venv/.installed   ## .venv with the pinned dependencies
 

@@ -1,6 +1,9 @@
-"""Measure what Lightning costs per step: python -m experiments.bench [--task mnist_r] [--models fcn st_cnn_affine]
+"""Measure speed: python -m experiments.bench [loop] [step] [--models fcn cnn …] [--device cuda]
 
-Writes results/bench/loop.json; ratios within one run, since machines are shared and noisy.
+loop: what Lightning's loop costs, against a bare PyTorch loop of the same steps.
+step: a training step beside a plain eager loop, that loop fed by a DataLoader, and stacks of replicas; the shares of
+its parts; the achieved part of the machine's speed in matrix products.
+Writes results/bench/<what>_<cpu|cuda>.json; ratios within one run, since machines are shared and noisy.
 """
 
 import argparse
@@ -10,45 +13,88 @@ from pathlib import Path
 from experiments.cli import main
 from experiments.config import compose_run
 
+MODELS = {
+    "loop": ["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"],
+    "step": ["fcn", "cnn"] + [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")],
+}
+
 
 def bench() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(MODELS)}; all of them by default")
     parser.add_argument("--task", default="mnist_r")
-    parser.add_argument("--models", nargs="+", default=["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"])
+    parser.add_argument("--models", nargs="+")
     parser.add_argument("--protocol", default="fast")
-    parser.add_argument("--chunks", type=int, default=8, help="of 50 steps, per repeat")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--replicas", type=int, nargs="*", default=[3], help="of the stacks that are measured")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement of a step")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--results-dir", default="results")
     wanted = parser.parse_args()
+    if unknown := set(wanted.what) - set(MODELS):
+        raise ValueError(f"nothing called {', '.join(sorted(unknown))} to measure; allowed: {', '.join(MODELS)}")
     import torch
 
-    from stn.train.benchmark import loop_overhead
     from stn.train.provenance import device_name, git_state, versions
 
-    torch.set_num_threads(1)
-    rows = {}
-    for model in wanted.models:
-        overrides = [f"task={wanted.task}", f"model={model}", f"protocol={wanted.protocol}"]
-        settings = compose_run([*overrides, f"data_dir={wanted.data_dir}"])
-        rows[model] = loop_overhead(settings, wanted.chunks, wanted.repeats)
-        print("{:16} bare {bare_ms:8.2f} ms/step   Lightning {lightning_ms:8.2f}   ratio {ratio:.3f}".format(
-            model, **rows[model]
-        ))  # fmt: skip
-    record = {
-        "what": "LightningModule's loop against a bare PyTorch loop of the same steps, 1 CPU thread",
-        "task": wanted.task,
-        "protocol": wanted.protocol,
-        "steps_per_repeat": wanted.chunks * 50,
-        "models": rows,
-        "device": device_name(torch.device("cpu")),
-        "versions": versions(),
-        "git": git_state(),
+    if wanted.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no CUDA device is here; allowed: cpu")
+    torch.set_num_threads(wanted.threads)
+    for what in wanted.what or MODELS:
+        rows = {}
+        for model in wanted.models or MODELS[what]:
+            overrides = [f"task={wanted.task}", f"model={model}", f"protocol={wanted.protocol}"]
+            overrides += [f"data_dir={wanted.data_dir}", f"device={wanted.device}"]
+            rows[model] = MEASURES[what](compose_run(overrides), wanted)
+            print(model, json.dumps(_rounded(rows[model])), flush=True)
+        record = {
+            "what": what,
+            "task": wanted.task,
+            "protocol": wanted.protocol,
+            "models": rows,
+            "device": device_name(torch.device(wanted.device)),
+            "threads": wanted.threads,
+            "versions": versions(),
+            "git": git_state(),
+        }
+        path = Path(wanted.results_dir) / "bench" / f"{what}_{wanted.device}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_rounded(record), indent=1) + "\n")
+        print(f"wrote {path}")
+
+
+def _loop(settings: dict, wanted: argparse.Namespace) -> dict:
+    from stn.train.benchmark import loop_overhead
+
+    return loop_overhead(settings, chunks=8, repeats=wanted.repeats)
+
+
+def _step(settings: dict, wanted: argparse.Namespace) -> dict:
+    from stn.train.step_benchmark import measure, peak_flop_per_s, shares, step_flop
+
+    contenders = measure(settings, tuple(wanted.replicas), wanted.seconds, wanted.repeats)
+    flop, peak = step_flop(settings), peak_flop_per_s(wanted.device)
+    return {
+        "contenders": contenders,
+        "shares_ms": shares(settings),
+        "flop_per_step": flop,
+        "peak_flop_per_s": peak,
+        "peak_fraction": flop / peak / (contenders["ours"]["ms"] / 1000),
     }
-    path = Path(wanted.results_dir) / "bench" / "loop.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+
+
+MEASURES = {"loop": _loop, "step": _step}
+
+
+def _rounded(value):
+    """Four significant digits are more than a shared machine gives."""
+    if isinstance(value, dict):
+        return {name: _rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -21,15 +21,17 @@ def draw_all(spec: TableSpec, records: list[dict], wanted: dict) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     chosen = select(spec, records, protocol, data)
     cells = table_cells(spec, chosen, protocol, data)
-    paths = [table_figure(folder / f"{table_stem(spec.name, protocol, data)}.png", cells, spec.unit)]
+    overview = folder / f"{table_stem(spec.name, protocol, data)}.png"
+    paths = [table_figure(overview, cells, spec.unit, log=spec.lower_is_better)]
     for task in spec.tasks:
         of_task = [r for r in chosen if r["task"] == task and r["seed"] == 0 and r["curve"]]
         if of_task:
             stem = table_stem(f"curves_{task}", protocol, data)
             paths.append(learning_curves(folder / f"{stem}.png", of_task, task))
-    if importlib.util.find_spec(f"experiments.galleries.{spec.name}"):
-        gallery = importlib.import_module(f"experiments.galleries.{spec.name}")
-        paths += gallery.draw(folder, [r for r in chosen if r["status"] == "ok" and r["seed"] == 0], wanted)
+    shown = [r for r in chosen if r["status"] == "ok" and r["seed"] == 0]
+    for name in (spec.name, "training"):
+        if importlib.util.find_spec(f"experiments.galleries.{name}"):
+            paths += importlib.import_module(f"experiments.galleries.{name}").draw(folder, shown, wanted)
     return paths
 
 

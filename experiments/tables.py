@@ -7,21 +7,26 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from stn.results.bench_table import bench_table
 from stn.results.records import DATA_KINDS, RecordError, read_records, records_root
 from stn.results.spec import NAME, TableError
 from stn.results.tables import FORMATS, load_table, render_table, select
 
-RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})")
+RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})|bench_step_\w+\.md")
 
 
 def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
-    """Every table × (protocol, data) for which at least one record fills a cell."""
+    """Every table × (protocol, data) for which at least one record fills a cell, and the benchmark's."""
     records = [record for data in DATA_KINDS for record in read_records(records_root(results_dir, data))]
     paths = []
     for spec in [load_table(path) for path in sorted((conf_dir / "table").glob("*.yaml"))]:
         for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):
             if select(spec, records, protocol, data):
                 paths += render_table(spec, records, protocol, out_dir, data)
+    for measured in sorted((results_dir / "bench").glob("step_*.json")):
+        paths.append(out_dir / f"bench_{measured.stem}.md")
+        out_dir.mkdir(parents=True, exist_ok=True)
+        paths[-1].write_text(bench_table(measured), encoding="utf-8", newline="\n")
     return paths
 
 

@@ -44,7 +44,8 @@ def as_variant(settings: dict) -> dict:
 
     check(settings)
     task, model, protocol = (settings[group]["name"] for group in ("task", "model", "protocol"))
-    plain = compose_run([f"task={task}", f"model={model}", f"protocol={protocol}", f"seed={settings['seed']}"])
+    same = [f"seed={settings['seed']}", f"data={settings['data']}"]
+    plain = compose_run([f"task={task}", f"model={model}", f"protocol={protocol}", *same])
     digest = config_hash(science(settings))
     if digest == config_hash(science(plain)):
         return settings

@@ -29,7 +29,7 @@ def tar_of(path, members):
 
 
 def test_what_was_packed_arrives_and_a_second_merge_changes_nothing(tmp_path, three):
-    home, records = three
+    home, _ = three
     assert pack(home, tmp_path / "a.tgz") == 3
     there = tmp_path / "there"
     assert len(merge(tmp_path / "a.tgz", there).new) == 3

@@ -86,3 +86,22 @@ def test_a_table_figure_of_nothing_but_gaps(tmp_path, small_table):
 def test_a_sheet_needs_as_many_images(tmp_path):
     with pytest.raises(ValueError, match="'R' has 2 images, the originals are 3"):
         figures.distortion_sheet(tmp_path / "s.png", np.zeros((3, 4, 4)), {"R": np.zeros((2, 4, 4))})
+
+
+def test_a_table_without_numbers_of_the_paper_shows_ours_and_what_is_missing(
+    tmp_path, monkeypatch, small_table, record
+):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    nulls = [
+        ("2.1, mnist_e: 3.2", "null, mnist_e: null"),
+        ("1.2, mnist_e: 2.7", "null, mnist_e: null"),
+        ("1.1", "null"),
+    ]
+    spec = load_table(small_table(*nulls))
+    figures.table_figure(tmp_path / "table.png", table_cells(spec, [record()], "fast"))
+    r, e = drawn[0].axes
+    assert [text.get_text() for text in r.texts] == [text.get_text() for text in e.texts] == ["missing", "missing"]
+    assert [list(line.get_xdata()) for line in r.lines if line.get_color() == figures.OURS][-1] == [5.0]
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ours, mean ± 95 % interval"]

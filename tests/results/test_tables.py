@@ -87,6 +87,24 @@ def test_no_cell_without_a_reference_value(small_table, golden_records, record):
     assert table.loc["Maxout (cited)"].tolist() == ["(4.0)", "–"]
 
 
+def test_a_cell_can_be_without_a_number_of_the_paper(tmp_path, small_table, record, bad):
+    path = small_table(("st_fcn_tps: {mnist_r: 1.1}", "st_fcn_tps: {mnist_r: null, mnist_e: null}"))
+    spec = load_table(path)
+    records = [record("st_fcn_tps", seed=seed, wrong=50 + 2 * seed) for seed in range(2)]
+    cells = table_cells(spec, records, "fast")
+    found = cell(cells, "st_fcn_tps", "mnist_r")
+    assert (found["n"], found["mean"], found["difference"], found["verdict"]) == (2, pytest.approx(5.1), None, "–")
+    assert cell(cells, "st_fcn_tps", "mnist_e")["verdict"] == "missing"
+    assert overview(spec, cells).set_index("model").loc["ST-FCN TPS"].tolist() == ["5.10 ± 1.27 (–)", "missing (–)"]
+    failed = table_cells(spec, [bad("failed", model="st_fcn_tps", task="mnist_r")], "fast")
+    assert cell(failed, "st_fcn_tps", "mnist_r")["verdict"] == "1 failed"
+    markdown, csv, _ = render_table(spec, records, "fast", tmp_path)
+    line = next(x for x in markdown.read_text(encoding="utf-8").splitlines() if x.startswith("| ST-FCN TPS | R"))
+    assert [entry.strip() for entry in line.strip("|").split("|")][5:8] == ["–", "", "–"]
+    frame = pd.read_csv(csv).set_index(["model", "task"])
+    assert frame.loc[("st_fcn_tps", "mnist_r"), ["paper", "difference"]].isna().all()
+
+
 def test_records_of_one_cell_must_share_their_settings(small_table, record):
     records = [record(seed=0), record(seed=1, config_hash="f" * 16)]
     with pytest.raises(RecordError) as error:
@@ -152,6 +170,8 @@ def test_a_row_can_be_a_metric_of_a_run(small_table, record):
         ("  st_fcn_tps: {mnist_r: 1.1}", "", "'st_fcn_tps' must be both in rows and in reference"),
         ("mnist_r: 4.0", "mnist_x: 4.0", "cited.Maxout has 'mnist_x', which is no column"),
         ("mnist_r: 4.0", "mnist_r: four", "must be a number, given 'four'"),
+        ("mnist_r: 4.0", "mnist_r: null", "must be a number, given None"),
+        ("{mnist_r: 1.1}", "{mnist_r: one}", "must be a number, given 'one'"),
         ("kind: improves", "kind: betters", "unknown kind 'betters'"),
         ("    margin_pp: 0.2\n", "", "needs exactly ['margin_pp', 'pairs', 'tasks']"),
         ("margin_pp: 0.2", "margin_pp: 0", "margin_pp must be a number above 0"),

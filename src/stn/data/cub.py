@@ -3,7 +3,7 @@
 The archive is taken from the user's folder or from the official record, checked against its md5 and unpacked.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "Birds",
     "Crops",
     "center_crop",
+    "fetch_cub",
     "load_cub",
     "prepare_cub",
     "random_crop_flip",
@@ -67,6 +68,11 @@ class Birds:
         start = int(self.offsets[i])
         return self.pixels[start : start + height * width * 3].view(height, width, 3)
 
+    def take(self, index: Tensor) -> "Birds":
+        """Those images alone, in this order."""
+        names = ("offsets", "sizes_px", "labels", "boxes_px", "parts")
+        return replace(self, **{name: getattr(self, name)[index.to(getattr(self, name).device)] for name in names})
+
     def to(self, device: torch.device | str) -> "Birds":
         """All pixels of the cache (3 GB at 256 px, both splits) and the targets on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "boxes_px", "parts")}
@@ -87,6 +93,16 @@ class Crops:
     parts: Tensor
 
 
+def fetch_cub(data_dir: str | Path) -> Path:
+    """The folder that holds images.txt, as `prepare_cub` finds or fetches it; nothing is decoded. Raises: DataError."""
+    data_dir = Path(data_dir)
+    root = _root(data_dir)
+    if root is None:
+        archive = fetch(ARCHIVE_URLS, data_dir / ARCHIVE, ARCHIVE_MD5, ARCHIVE_BYTES)
+        root = extract_tar(archive, data_dir / ROOT, MAX_BYTES, MAX_MEMBERS, ROOT)
+    return root
+
+
 def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX) -> Path:
     """The folder that holds images.txt, fetched first where it is missing; its images are cached at these sizes.
 
@@ -94,14 +110,10 @@ def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX) -> P
     caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px.
     Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `make_cache`.
     """
-    data_dir = Path(data_dir)
-    root = _root(data_dir)
-    if root is None:
-        archive = fetch(ARCHIVE_URLS, data_dir / ARCHIVE, ARCHIVE_MD5, ARCHIVE_BYTES)
-        root = extract_tar(archive, data_dir / ROOT, MAX_BYTES, MAX_MEMBERS, ROOT)
+    root = fetch_cub(data_dir)
     annotations = read_annotations(root)
     for size_px in sizes_px:
-        make_cache(annotations, _cache(data_dir, size_px), size_px)
+        make_cache(annotations, _cache(Path(data_dir), size_px), size_px)
     return root
 
 

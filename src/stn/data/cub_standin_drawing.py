@@ -132,13 +132,15 @@ def draw_picture(head: HeadMarks, body: BodyMarks, size_px: tuple[int, int], rng
 
 
 def random_pose(size_px: tuple[int, int], rng: np.random.Generator) -> Pose:
-    """Facing left or right, turned by up to 25°, the body 30 to 55 % of the shorter side; some are cut by the edge."""
-    unit_px = rng.uniform(0.30, 0.55) * min(size_px)
+    """Facing left or right, turned by up to 25°, the body 26 to 46 % of the shorter side, more often in the middle than
+    at the edge, which cuts some.
+    """
+    unit_px = rng.uniform(0.26, 0.46) * min(size_px)
     reach = np.array([0.80, 0.52]) * unit_px
     sides = np.array(size_px, dtype=float)
     low, high = np.minimum(reach, sides / 2), np.maximum(sides - reach, sides / 2)
     return Pose(
-        centre_px=tuple(rng.uniform(low, high)),
+        centre_px=tuple(rng.uniform(low, high, (2, 2)).mean(0)),
         unit_px=unit_px,
         rotation_deg=rng.uniform(-25, 25),
         facing_left=bool(rng.integers(2)),

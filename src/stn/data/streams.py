@@ -15,8 +15,9 @@ TEST_BATCH = 1000
 class Batch(NamedTuple):
     """images (N, C, *size) float32 in [0, 1], labels (N,) or, for several per image, (N, K), int64.
 
-    Of digits also: `digits` (N, C), the class of each channel's, and `src_from_out` (N, C, 2, 3), the affine map from
-    the image to the undistorted digit, None where there is none. Of birds: `parts` (N, P, 3), see `stn.data.cub`.
+    Of digits also: `digits` (N, C), the class of each channel's, and `src_from_out` (N, C, 2, 3), of volumes
+    (N, C, 3, 4), the affine map from the image to the undistorted digit, None where there is none. Of birds: `parts`
+    (N, P, 3), see `stn.data.cub`.
     """
 
     images: Tensor

@@ -105,11 +105,27 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
     if folder is not None:
         build_crops(folder, size_px, cache, checksums)
     elif reason := _fault(cache, _check_size(size_px), None, checksums):
-        raise DataError(f"SVHN {split}: run `python -m experiments.prepare` first ({reason})")
+        raise DataError(
+            f"SVHN {split} is not in {data_dir} ({reason if cache.exists() else f'no {cache}'}): `make data-svhn`, or "
+            "`python -m experiments.prepare svhn`, fetches it (2.6 GB); data=standin draws pictures in its place"
+        )
     manifest = json.loads((cache / MANIFEST).read_text())
     # Copy on write: torch wants writable memory, and the file must stay as it is.
     images, labels, lengths = (torch.from_numpy(np.load(cache / name, mmap_mode="c")) for name in ARRAYS)
     return NumberCrops(images, labels.long(), lengths.long(), manifest["source"]["standin"] is not None)
+
+
+def has_split(data_dir: str | Path, split: str, size_px: int) -> bool:
+    """Whether `load_svhn` finds something there, be it whole or not."""
+    cache = Path(data_dir) / "SVHN" / "crops" / f"{split}_{size_px}" / MANIFEST
+    return _split_folder(Path(data_dir), split) is not None or cache.exists()
+
+
+def crop_checksums(data_dir: str | Path, split: str, size_px: int) -> dict[str, str]:
+    """sha256 of a split's pictures and labels, by file name, as `load_svhn` checked them."""
+    folder = f"{split}_{size_px}"
+    manifest = json.loads((Path(data_dir) / "SVHN" / "crops" / folder / MANIFEST).read_text())
+    return {f"{folder}/{name}": manifest["files"][name]["sha256"] for name in ARRAYS[:2]}
 
 
 def holdout(train: NumberCrops, n: int = 5000) -> tuple[NumberCrops, NumberCrops]:

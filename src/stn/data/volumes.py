@@ -6,7 +6,7 @@ from torch import Tensor
 from stn.data.digit import DIGIT_PX, uniform, unit_interval
 from stn.data.mnist import Digits
 from stn.data.seeds import TEST_SEED, stream_seed
-from stn.data.streams import TEST_BATCH, Batch, DigitStream
+from stn.data.streams import Batch, DigitStream
 from stn.transform import affine3d_grid, sample
 
 # MNIST's ink lies in the inner 20 of 28 pixels.
@@ -19,9 +19,11 @@ class ExtrudedDigits(DigitStream):
     Rotations are Euler angles U(-rotation_deg, rotation_deg) about x, then y, then z; the shift is uniform per axis
     over the positions at which the sphere around the plate stays inside the cube (where it fits).
     Deviation: the paper gives pictures and no numbers; the angles and sizes are settings of the task.
-    Units: voxels, degrees. `shape` is (1, D, H, W).
+    Units: voxels, degrees. `shape` is (1, D, H, W); a batch's `src_from_out` is `plate_from_volume`.
     Raises: ValueError when the digit is larger than the volume.
     """
+
+    test_batch_size = 100  # 60^3 voxels and their grid take 3.5 MB an image
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class ExtrudedDigits(DigitStream):
 
     def test_batch(self, draw: int, start: int) -> Batch:
         generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"volumes/{draw}", start))
-        part = slice(start, start + TEST_BATCH)
+        part = slice(start, start + self.test_batch_size)
         return self._volumes(self.test.images[part], self.test.labels[part], generator)
 
     def _volumes(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
@@ -55,9 +57,9 @@ class ExtrudedDigits(DigitStream):
         half = self.size[0] / 2
         radius = (2 * (self.digit_voxels / 2 * INK_SHARE) ** 2 + (self.thickness_voxels / 2) ** 2) ** 0.5
         shift = uniform(generator, (n, 3), -1.0, 1.0, device) * max(half - radius, 0.0) / half
-        return Batch(
-            extrude(digits, rotation_matrix(*angles), shift, self.size, self._scale()), labels, labels[:, None]
-        )
+        rotation = rotation_matrix(*angles)
+        volumes = extrude(digits, rotation, shift, self.size, self._scale())
+        return Batch(volumes, labels, labels[:, None], plate_from_volume(rotation, shift)[:, None])
 
     def _scale(self) -> tuple[float, float]:
         """Half the side of the digit's square, and half the plate's thickness, in units of half the volume."""
@@ -78,6 +80,15 @@ def rotation_matrix(x_deg: Tensor, y_deg: Tensor, z_deg: Tensor) -> Tensor:
     return about_z @ about_y @ about_x
 
 
+def plate_from_volume(rotation: Tensor, shift: Tensor) -> Tensor:
+    """The map from the volume to the frame of a plate that is turned, then shifted; both in units of half the volume.
+
+    Shapes: rotation (N, 3, 3), shift (N, 3) as (x, y, z) -> (N, 3, 4).
+    """
+    inverse = rotation.transpose(1, 2)
+    return torch.cat([inverse, -(inverse @ shift[:, :, None])], dim=2)
+
+
 def extrude(digits: Tensor, rotation: Tensor, shift: Tensor, size: tuple[int, int, int], scale: tuple[float, float]):
     """The volume of each digit as a turned and shifted plate.
 
@@ -87,9 +98,7 @@ def extrude(digits: Tensor, rotation: Tensor, shift: Tensor, size: tuple[int, in
     Shapes: digits (N, 28, 28) uint8, rotation (N, 3, 3), shift (N, 3) as (x, y, z), `scale` as `_scale`
     -> (N, 1, D, H, W) float32 in [0, 1].
     """
-    inverse = rotation.transpose(1, 2)
-    theta = torch.cat([inverse, -(inverse @ shift[:, :, None])], dim=2)
-    frame = affine3d_grid(theta, size)  # (N, D, H, W, 3) in the plate's frame, units of half the volume
+    frame = affine3d_grid(plate_from_volume(rotation, shift), size)  # (N, D, H, W, 3)
     flat = (frame[..., :2] / scale[0]).flatten(1, 2)  # (N, D*H, W, 2)
     ink = sample(unit_interval(digits), flat).view(len(digits), 1, *size)
     depth = ((scale[1] - frame[..., 2].abs()) * size[0] / 2 + 0.5).clamp(0, 1)

@@ -1,7 +1,8 @@
 """One module per family of tasks: how the settings of a run become a network, its data and a LightningModule.
 
 Each has `network(settings) -> Network`, cheap and without data; `prepare(settings)`, which sees to it that the data are
-there; `build(settings) -> Built`; and `DATA`, the kinds of data it has.
+there; `build(settings) -> Built`; and `DATA`, the kinds of data it has. One whose runs begin with the weights of others
+has `needs(settings)`.
 """
 
 import importlib
@@ -12,7 +13,10 @@ from torch import nn
 
 from stn.tasks.training import Training
 
-FAMILIES = ("mnist",)
+FAMILIES = ("addition", "coloc", "cub", "cub_coloc", "mnist", "mnist3d", "svhn")
+
+# Addition is distorted MNIST with a recipe of its own.
+SAME_MODULE = {"addition": "mnist"}
 
 
 class Network(NamedTuple):
@@ -36,12 +40,18 @@ def family(settings: dict) -> ModuleType:
     name = settings["task"]["family"]
     if name not in FAMILIES:
         raise ValueError(f"task.family must be one of {FAMILIES}, got {name!r}")
-    return importlib.import_module(f"stn.families.{name}")
+    return importlib.import_module(f"stn.families.{SAME_MODULE.get(name, name)}")
 
 
 def prepare(settings: dict) -> None:
     """Fetches or makes the data of a run, unless they are there. Raises: DataError saying what to put where."""
     family(settings).prepare(settings)
+
+
+def needs(settings: dict) -> list[tuple[str, str]]:
+    """Task and model of the runs whose weights this run begins with, of its protocol and kind of data and seed 0."""
+    of_family = getattr(family(settings), "needs", None)
+    return of_family(settings) if of_family else []
 
 
 def network(settings: dict) -> Network:

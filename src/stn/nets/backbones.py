@@ -50,7 +50,7 @@ def backbone(name: str, pretrained: str | None = None, width: int = 16) -> Backb
     net = small(width) if name == "small" else BACKBONES[name]()
     if pretrained is not None:
         path = imagenet_weights(name) if pretrained == IMAGENET else Path(pretrained)
-        _load(net, name, path)
+        load_weights(net, name, path)
     return net
 
 
@@ -104,7 +104,8 @@ def imagenet_weights(name: str) -> Path:
     return path
 
 
-def _load(net: Backbone, name: str, path: Path) -> None:
+def load_weights(net: Backbone, name: str, path: Path) -> None:
+    """Puts the weights of a file into the backbone called `name`; what it may hold: see `backbone`."""
     sha256 = _sha256(path)
     published = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
     if published and not sha256.startswith(published[1]):

@@ -104,6 +104,11 @@ class MultiStreamTransformer(nn.Module):
         theta = self.theta(image)
         return Windows(theta, window_boxes_px(theta, self.scale, self.image_px))
 
+    def observe(self, image: Tensor) -> tuple[Tensor, Windows]:
+        """The logits, and where the windows looked. Raises: ValueError when the net has no windows."""
+        windows = self.windows(image)
+        return self(image, windows.theta), windows
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """ "localisation" (its net and the regression layer; empty without windows) and "rest"."""
         groups = {"localisation": [], "rest": []}

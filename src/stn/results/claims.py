@@ -106,6 +106,10 @@ def check_claims(spec: TableSpec) -> None:
 
 def _check_argument(where: str, spec: TableSpec, name: str, value: Any) -> None:
     """An argument's name says what it holds: models, tasks, a margin in points, or the name of a metric."""
+    if name == "at_least":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TableError(f"{where}: at_least must be a number, given {value!r}")
+        return
     if name == "margin_pp":
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise TableError(f"{where}: margin_pp must be a number above 0, given {value!r}")
@@ -245,6 +249,28 @@ def _metric_below(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
             yield Part(label, outcome, evidence + left_out, len(values))
 
 
+def _metric_at_least(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+    """Metric `metric` of a model is a number or more: t-interval over seeds."""
+    bound = claim["at_least"]
+    for task in claim["tasks"]:
+        for model in claim["models"]:
+            if not runs.spec.has_cell(model, task):
+                continue
+            label, left_out = f"{model}, {task}", runs.left_out((model, task))
+            values = [record["metrics"].get(claim["metric"]) for record in runs.ok(model, task).values()]
+            values = [value for value in values if value is not None]
+            if not values:
+                yield Part(label, "missing", "no ok run with the metric" + left_out, 0)
+                continue
+            mean, half_width = t_interval(values)
+            outcome, evidence = "undecided", f"{mean:.2f}, one seed and so no interval"
+            if half_width is not None:
+                low, high = mean - half_width, mean + half_width
+                outcome = "holds" if low >= bound else "fails" if high < bound else "undecided"
+                evidence = f"{mean:.2f}, 95 % [{low:.2f}, {high:.2f}], wanted {bound:g} or more"
+            yield Part(label, outcome, evidence + left_out, len(values))
+
+
 class Kind(NamedTuple):
     """How a kind of claim is judged, and the arguments it takes: all of them, and no others."""
 
@@ -258,4 +284,5 @@ KINDS: dict[str, Kind] = {
     "no_worse": Kind(_no_worse, ("pairs", "tasks", "margin_pp")),
     "best_of": Kind(_best_of, ("models", "among", "tasks")),
     "metric_below": Kind(_metric_below, ("models", "tasks", "metric", "below")),
+    "metric_at_least": Kind(_metric_at_least, ("models", "tasks", "metric", "at_least")),
 }

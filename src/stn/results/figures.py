@@ -25,9 +25,9 @@ LABEL_SIZE = 8
 class Warp(NamedTuple):
     """One image through a spatial transformer."""
 
-    input: np.ndarray  # (H, W)
+    input: np.ndarray  # (H, W), or (H, W, 3) in colour
     grid: np.ndarray  # (h, w, 2), where in the input each output pixel is read
-    output: np.ndarray  # (h, w), or smaller when it was pooled
+    output: np.ndarray  # (h, w) or (h, w, 3), or smaller when it was pooled
     caption: str
 
 
@@ -57,7 +57,7 @@ def warp_gallery(path: str | Path, rows: Sequence[Warp], title: str, per_line: i
         left, middle, right = axes[line, 4 * first : 4 * first + 3]
         _image(left, warp.input)
         _image(middle, warp.input)
-        draw_grid(middle, warp.grid, warp.input.shape, lines_every)
+        draw_grid(middle, warp.grid, warp.input.shape[:2], lines_every)
         _image(right, warp.output)
         middle.set_title(warp.caption, fontsize=LABEL_SIZE)
     return _save(figure, path)
@@ -146,20 +146,22 @@ def table_figure(path: str | Path, cells: pd.DataFrame, unit: str = "% error", l
         ax.set_xlabel(unit, fontsize=LABEL_SIZE)
         ax.grid(axis="x", which="both", alpha=0.25)
         if log:
-            _log_axis(ax, [v for v in [*shown["mean"], *shown["paper"]] if v is not None and v > 0])
+            _log_axis(ax, [v for v in [*shown["mean"], *shown["paper"]] if v is not None and v > 0] or [1.0])
         ax.tick_params(labelsize=LABEL_SIZE)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    handles = [ax.plot([], [], "o", color=OURS)[0], ax.plot([], [], "D", color=PAPER, mfc="none")[0]]
-    names = ["ours, mean ± 95 % interval", "paper"]
+    handles, names = [ax.plot([], [], "o", color=OURS)[0]], ["ours, mean ± 95 % interval"]
+    if cells["paper"].notna().any():
+        handles, names = [*handles, ax.plot([], [], "D", color=PAPER, mfc="none")[0]], [*names, "paper"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=LABEL_SIZE)
     return _save(figure, path)
 
 
 def _dots(ax: Axes, cell: Mapping[str, Any], y: int) -> None:
-    ax.plot(cell["paper"], y, "D", color=PAPER, mfc="none", markersize=6)
+    ax.plot(cell["paper"], y, "D", color=PAPER, mfc="none", markersize=6)  # NaN, no number: nothing is drawn
     if not cell["n"]:
-        ax.annotate(cell["verdict"], (cell["paper"], y), (8, 0), textcoords="offset points", fontsize=6, va="center")
+        place, axes = ((0, y), ax.get_yaxis_transform()) if np.isnan(cell["paper"]) else ((cell["paper"], y), "data")
+        ax.annotate(cell["verdict"], place, (8, 0), axes, "offset points", fontsize=6, va="center")
         return
     mean, half_width = cell["mean"], cell["half_width"] or 0.0
     ax.plot([max(mean - half_width, 1e-3), mean + half_width], [y, y], color=OURS, linewidth=1.2)

@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table of the paper. A cell exists if and only if `reference` has a number for it."""
+    """A table of the paper. A cell exists if and only if `reference` names it; None where the paper has no number."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class TableSpec:
     lower_is_better: bool
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    reference: Mapping[str, Mapping[str, float]]  # row name -> task -> the paper's number
+    reference: Mapping[str, Mapping[str, float | None]]  # row name -> task -> the paper's number
     cited: Mapping[str, Mapping[str, float]]  # label -> task -> number of others, never run here
     claims: tuple[Mapping[str, Any], ...]
     path: Path
@@ -57,8 +57,8 @@ class TableSpec:
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.model for row in self.rows))
 
-    def cells(self) -> list[tuple[Row, Column, float]]:
-        """Every cell with the paper's number, row by row."""
+    def cells(self) -> list[tuple[Row, Column, float | None]]:
+        """Every cell with the paper's number, or None, row by row."""
         return [
             (row, column, self.reference[row.name][column.task])
             for row in self.rows
@@ -100,7 +100,7 @@ def read_spec(path: str | Path) -> TableSpec:
     _unique(path, "rows", [row.name for row in rows])
     _unique(path, "claims", [claim["id"] for claim in raw.get("claims", [])])
     tasks = [column.task for column in columns]
-    reference = _numbers(path, "reference", raw["reference"], tasks)
+    reference = _numbers(path, "reference", raw["reference"], tasks, nullable=True)
     for name in {row.name for row in rows} ^ reference.keys():
         raise TableError(f"{path}: {name!r} must be both in rows and in reference")
     return TableSpec(
@@ -141,14 +141,21 @@ def _unique(path: Path, key: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _numbers(path: Path, key: str, raw: Mapping[str, Any], tasks: list[str]) -> dict[str, dict[str, float]]:
-    """row -> task -> number, with every task a column."""
+def _numbers(
+    path: Path, key: str, raw: Mapping[str, Any], tasks: list[str], nullable: bool = False
+) -> dict[str, dict[str, float | None]]:
+    """row -> task -> number, with every task a column; `nullable`: None is allowed in place of a number."""
     for row, cells in raw.items():
         if not isinstance(cells, dict):
             raise TableError(f"{path}: {key}.{row} must map tasks to numbers, given {cells!r}")
         for task, number in cells.items():
             if task not in tasks:
                 raise TableError(f"{path}: {key}.{row} has {task!r}, which is no column")
+            if number is None and nullable:
+                continue
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise TableError(f"{path}: {key}.{row}.{task} must be a number, given {number!r}")
-    return {row: {task: float(number) for task, number in cells.items()} for row, cells in raw.items()}
+    return {
+        row: {task: None if number is None else float(number) for task, number in cells.items()}
+        for row, cells in raw.items()
+    }

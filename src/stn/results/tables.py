@@ -13,7 +13,7 @@ from stn.results.spec import Column, Row, TableSpec, read_spec
 from stn.results.statistics import VERDICT_RULE, t_interval, verdict
 
 FORMATS = ("md", "csv", "tex")
-NO_CELL = "–"  # the paper gives no number, so nothing is run
+NO_NUMBER = "–"  # the paper has no number; in place of a cell: and so nothing is run
 CLAIMS_NOTE = (
     "Differences are paired over test images and seeds, in points of error; below zero, the first model is better. "
     "The interval that decides is over digits and seeds; p-values are not corrected for the number of parts."
@@ -156,18 +156,28 @@ def overview(spec: TableSpec, cells: pd.DataFrame) -> pd.DataFrame:
         value, notes = _value_and_notes(cell, expected_n)
         paper = "; ".join(filter(None, [_paper(cell["paper"]), notes]))
         texts[cell["row"], cell["task"]] = f"{value} ({paper})"
-    rows = [[row.label, *(texts.get((row.name, task), NO_CELL) for task in spec.tasks)] for row in spec.rows]
+    rows = [[row.label, *(texts.get((row.name, task), NO_NUMBER) for task in spec.tasks)] for row in spec.rows]
     for label, numbers in spec.cited.items():
-        cited = [f"({_paper(numbers[task])})" if task in numbers else NO_CELL for task in spec.tasks]
+        cited = [f"({_paper(numbers[task])})" if task in numbers else NO_NUMBER for task in spec.tasks]
         rows.append([f"{label} (cited)", *cited])
     return pd.DataFrame(rows, columns=["model", *(column.label for column in spec.columns)])
 
 
-def _cell(row: Row, column: Column, paper: float, runs: Sequence[Mapping[str, Any]], spec: TableSpec) -> dict[str, Any]:
+def _cell(
+    row: Row, column: Column, paper: float | None, runs: Sequence[Mapping[str, Any]], spec: TableSpec
+) -> dict[str, Any]:
     ok = sorted((r for r in runs if r["status"] == "ok"), key=run_key)
     statuses = sorted(Counter(r["status"] for r in runs if r["status"] != "ok").items())
     bad = ", ".join(f"{count} {status}" for status, count in statuses)
     mean, half_width = t_interval([_metric(r, row.metric) for r in ok]) if ok else (None, None)
+    difference = None
+    if not ok:
+        decided = bad or "missing"
+    elif paper is None:
+        decided = NO_NUMBER
+    else:
+        difference = round(mean - paper, 9) + 0.0  # neither -2e-16 nor -0.0
+        decided = verdict(mean, half_width, paper, spec.lower_is_better)
     return {
         "row": row.name,
         "model": row.model,
@@ -181,8 +191,8 @@ def _cell(row: Row, column: Column, paper: float, runs: Sequence[Mapping[str, An
         "mean": mean,
         "half_width": half_width,
         "paper": paper,
-        "difference": round(mean - paper, 9) + 0.0 if ok else None,  # neither -2e-16 nor -0.0
-        "verdict": verdict(mean, half_width, paper, spec.lower_is_better) if ok else bad or "missing",
+        "difference": difference,
+        "verdict": decided,
         "n_params": next((r["n_params"] for r in [*ok, *runs] if r["n_params"] is not None), None),
         "seeds": [r["seed"] for r in ok],
     }
@@ -207,7 +217,7 @@ def _metric(record: Mapping[str, Any], name: str) -> float:
 
 
 def _paper(value: float) -> str:
-    return f"{value:.1f}"
+    return NO_NUMBER if pd.isna(value) else f"{value:.1f}"
 
 
 def _value_and_notes(cell: Mapping[str, Any], expected_n: int) -> tuple[str, str]:

@@ -44,7 +44,8 @@ class Recipe:
             if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (
                 kind is bool
             ):
-                raise ValueError(f"recipe.{entry.name} must be of type {kind.__name__}, got {value!r}")
+                allowed = getattr(kind, "__name__", kind)  # a union like `str | None` has none before Python 3.14
+                raise ValueError(f"recipe.{entry.name} must be of type {allowed}, got {value!r}")
         self.must_be_one_of("optimiser", OPTIMISERS)
         self.must_be_one_of("schedule", SCHEDULES)
         for name in ("batch_size", "steps", "test_draws", "lr_step_every"):

@@ -1,0 +1,54 @@
+"""Measure the speed claim of Sect. 4.2, ST-CNN against CNN: python -m experiments.bench_svhn [--task svhn_64]
+
+The paper: ST-CNN Multi is 6 % slower than the CNN, forward and backward. Writes results/bench/svhn.json; ratios within
+one run, since machines are shared and noisy. Networks of the paper's width, no data needed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from experiments.cli import main
+from experiments.config import compose_run
+
+MODELS = ("svhn_cnn", "svhn_st_single", "svhn_st_multi")
+
+
+def bench_svhn() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=["svhn_64", "svhn_128"], default="svhn_64")
+    parser.add_argument("--batch-size", type=int, default=8, help="the paper's is 128; a GPU takes that")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--results-dir", default="results")
+    wanted = parser.parse_args()
+    import torch
+
+    from stn.families import network
+    from stn.train.provenance import device_name, git_state, versions
+    from stn.train.step_time import step_ratios
+
+    torch.set_num_threads(1)
+    built = {m: network(compose_run([f"task={wanted.task}", f"model={m}", "protocol=paper"])) for m in MODELS}
+    images = torch.rand(wanted.batch_size, *built[MODELS[0]].in_shape, device=wanted.device)
+    rows = step_ratios({model: network.net for model, network in built.items()}, images, wanted.repeats)
+    for model, row in rows.items():
+        print("{:16} {ms:9.1f} ms/step   {ratio:.3f} times the CNN's".format(model, **row))
+    record = {
+        "what": "forward and backward pass at the paper's width, as multiples of the CNN's; the paper: Multi 1.06",
+        "task": wanted.task,
+        "batch_size": wanted.batch_size,
+        "models": rows,
+        "device": device_name(torch.device(wanted.device)),
+        "threads": 1,
+        "versions": versions(),
+        "git": git_state(),
+    }
+    path = Path(wanted.results_dir) / "bench" / "svhn.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main(bench_svhn)

@@ -1,0 +1,135 @@
+"""Co-localisation of digits, Table 5 (App. A.2): ten classes of images, a localiser for each."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stn.data.clutter import Clutter
+from stn.data.errors import DataError
+from stn.data.mnist import MNIST_MD5, Digits, prepare_mnist
+from stn.data.seeds import TEST_SEED, stream_seed
+from stn.families import Built, Network
+from stn.families.mnist import splits
+from stn.nets.colocalisation import CnnActivations, Localisers, WindowBounds
+from stn.tasks.colocalisation import Colocalisation, Scenes
+from stn.tasks.recipe import Recipe
+from stn.train.settings import from_settings, run_folder, run_key
+
+DATA = ("real",)
+CLASSES = 10
+# Other digits that the patches of one class's images are cut from.
+PATCH_DONORS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColocRecipe(Recipe):
+    """`encoder_protocol`: the protocol of the run whose CNN is the encoder. `crop_px` is the side of what it sees.
+
+    The others: see `Colocalisation` and `WindowBounds`.
+    """
+
+    images_per_class: int
+    encoder_protocol: str
+    alpha: float
+    crop_distance: float
+    crop_px: int
+    scale_min: float
+    scale_max: float
+    initial_scale: float
+    max_shift: float
+    antialias: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.must_be_at_least(2, "batch_size")  # the loss compares images with each other
+        self.must_be_at_least(self.batch_size, "images_per_class")
+        self.bounds()
+
+    def bounds(self) -> WindowBounds:
+        return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)
+
+
+def prepare(settings: dict) -> None:
+    prepare_mnist(settings["data_dir"])
+
+
+def needs(settings: dict) -> list[tuple[str, str]]:
+    encoder = settings["task"]["encoder"]
+    return [(encoder["task"], encoder["model"])]
+
+
+def network(settings: dict) -> Network:
+    recipe = from_settings(ColocRecipe, settings["recipe"], "the recipe")
+    in_shape = (1, *from_settings(Clutter, settings["task"]["clutter"], "the clutter").canvas)
+    net = Localisers(CLASSES, in_shape, recipe.bounds(), recipe.crop_px)
+    return Network(net, {}, (CLASSES, *in_shape))
+
+
+def build(settings: dict) -> Built:
+    recipe, seed = from_settings(ColocRecipe, settings["recipe"], "the recipe"), settings["seed"]
+    encoder, checksum = load_encoder(settings)
+    train_digits, test_digits = splits(settings)
+    clutter = Clutter(**settings["task"]["clutter"])
+    train = scenes(train_digits, recipe.images_per_class, clutter, seed)
+    unseen = scenes(test_digits, recipe.images_per_class, clutter, TEST_SEED)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "weights"))
+        net, widths, _ = network(settings)
+    net.standardise(train.images)
+    names = [f"digit{k}" for k in range(CLASSES)]
+    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed)
+    return Built(module, widths, MNIST_MD5 | checksum)
+
+
+def scenes(digits: Digits, n: int, clutter: Clutter, seed: int) -> Scenes:
+    """n images of every class with their true boxes; which digits, and where, depends on the seed alone.
+
+    Raises: DataError for a class with fewer than n digits.
+    """
+    images, boxes = [], []
+    for k in range(CLASSES):
+        generator = torch.Generator().manual_seed(stream_seed(seed, "scenes", k))
+        of_class = (digits.labels == k).nonzero()[:, 0]
+        if len(of_class) < n:
+            raise DataError(f"digit {k} has {len(of_class)} images, but recipe.images_per_class is {n}")
+        chosen = of_class[torch.randperm(len(of_class), generator=generator)[:n]]
+        donors = torch.randint(len(digits), (PATCH_DONORS,), generator=generator)
+        batch = digits.images[torch.cat([chosen, donors])]
+        parameters = clutter.sample(batch, generator)
+        images.append(clutter.apply(batch, parameters)[:n])
+        boxes.append(clutter.box_px(parameters)[:n])
+    return Scenes(torch.stack(images, dim=1), torch.stack(boxes, dim=1))
+
+
+def load_encoder(settings: dict) -> tuple[CnnActivations, dict[str, str]]:
+    """The frozen encoder, and the key of its run with the sha256 of its weights.
+
+    Raises: DataError, with the command that makes it, when it is not there.
+    """
+    of_encoder = encoder_settings(settings)
+    path = run_folder(of_encoder) / "weights.pt"
+    key = run_key(of_encoder)
+    if not path.exists():
+        command = f"task={key.task} model={key.model} protocol={key.protocol} seed={key.seed}"
+        raise DataError(f"the encoder {path} is not there; make it: python -m experiments.train {command}")
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    encoder = CnnActivations.from_weights(weights, (1, settings["recipe"]["crop_px"], settings["recipe"]["crop_px"]))
+    return encoder, {f"encoder {key}": weights_sha256(weights)}
+
+
+def encoder_settings(settings: dict) -> dict:
+    """What names the run of the encoder: always seed 0."""
+    encoder = settings["task"]["encoder"]
+    protocol = {"name": settings["recipe"]["encoder_protocol"]}
+    names = {"task": {"name": encoder["task"]}, "model": {"name": encoder["model"]}}
+    return {**settings, **names, "protocol": protocol, "seed": 0}
+
+
+def weights_sha256(weights: dict[str, Tensor]) -> str:
+    """Of the numbers alone, name by name: torch's file format may change, they do not."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,44 @@
+"""The benchmark's record as a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stn.results.records import RecordError
+
+
+def bench_table(path: str | Path) -> str:
+    """results/bench/step_<device>.json as Markdown: one row per model. Raises: RecordError for another file."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = [_row(model, measured) for model, measured in record["models"].items()]
+        title = f"A training step on {record['device']}, {record['threads']} thread(s)"
+        note = (
+            f"Task {record['task']}, protocol {record['protocol']}. Images/s over those of a plain eager loop of the "
+            "same step, medians of interleaved repeats within one run; parts are timed alone, forward and backward."
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: not a record of experiments.bench ({type(error).__name__}: {error})") from error
+    table = pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True)
+    return f"# {title}\n\n{note}\n\n{table}\n"
+
+
+def _row(model: str, measured: dict[str, Any]) -> dict[str, str]:
+    contenders, parts = measured["contenders"], measured["shares_ms"]
+    row = {
+        "model": model,
+        "ms/step": f"{contenders['ours']['ms']:.1f}",
+        "images/s": f"{contenders['ours']['images_per_s']:.0f}",
+        "ours ÷ plain loop": f"{contenders['ours']['ratio']:.2f}",
+    }
+    loader = contenders.get("plain loop, DataLoader")
+    row["ours ÷ DataLoader"] = f"{contenders['ours']['images_per_s'] / loader['images_per_s']:.2f}" if loader else None
+    for name, contender in contenders.items():
+        if name.startswith("stack"):
+            row[f"{name} ÷ plain loop"] = f"{contender['ratio']:.2f}"
+    total = sum(parts.values())
+    for name in ("distortion", "localisation", "grid and sampler", "classifier", "optimiser"):
+        row[f"{name}, %"] = f"{100 * parts[name] / total:.0f}" if name in parts else None
+    return row | {"of peak, %": f"{100 * measured['peak_fraction']:.0f}"}

@@ -1,0 +1,245 @@
+"""One self-contained HTML page of all tables, claims, curves and pictures, with the runs behind every number."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+import yaml
+
+from stn.results.claims import ClaimResult, judge_claims
+from stn.results.figures import learning_curves, table_figure
+from stn.results.pictures import Picture, picture, pictures_of
+from stn.results.records import DATA_KINDS, RecordError, read_record, record_path, records_root, run_key
+from stn.results.spec import TableSpec
+from stn.results.statistics import VERDICT_RULE
+from stn.results.tables import CLAIMS_NOTE, cell_text, describe, load_table, select, table_cells, table_stem
+
+TITLE = "Spatial Transformer Networks, replicated"
+VERDICTS = ("match", "better", "worse", "missing")
+
+Record = Mapping[str, Any]
+
+
+class Run(NamedTuple):
+    """A record with what a reader needs besides."""
+
+    record: Record
+    path: str  # below the results folder
+    command: str  # repeats the run
+    value: float | None  # of the metric that the cell shows
+
+
+class Cell(NamedTuple):
+    """A number of a table, the paper's beside it, and its runs."""
+
+    id: str
+    name: str
+    ours: str
+    paper: float | None
+    difference: float | None
+    verdict: str
+    n_params: int | None
+    runs: tuple[Run, ...]
+
+
+class Section(NamedTuple):
+    """A table at one protocol on one kind of data."""
+
+    id: str
+    title: str
+    note: str
+    command: str  # makes the whole table
+    spec: TableSpec
+    protocol: str
+    standin: bool
+    cells: Mapping[tuple[str, str], Cell]  # (row, task)
+    counts: Mapping[str, int]  # verdict -> cells
+    claims: tuple[ClaimResult, ...]
+    n_runs: int
+    wall_s: float  # of training, all runs together
+    plots: tuple[Picture, ...]
+    pictures: tuple[Picture, ...]
+    animations: tuple[Picture, ...]
+
+
+def write_report(results_dir: str | Path, conf_dir: str | Path, path: str | Path) -> list[str]:
+    """Write the page; returns a line for everything that could not be shown, which the page states, too.
+
+    Raises: TableError for a table file that says something impossible.
+    """
+    results_dir, path = Path(results_dir), Path(path)
+    records, problems = read_all(results_dir)
+    found, figures_problems = pictures_of(results_dir / "figures")
+    problems += figures_problems
+    sections, used = [], set()
+    for spec in [load_table(file) for file in sorted((Path(conf_dir) / "table").glob("*.yaml"))]:
+        for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):
+            if not select(spec, records, protocol, data):
+                continue
+            try:
+                sections.append(section(spec, records, protocol, data, found))
+            except RecordError as error:
+                problems.append(f"{table_stem(spec.name, protocol, data)}: {error}")
+            else:
+                used |= {_identity(record) for record in select(spec, records, protocol, data)}
+    html = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=TITLE,
+            sections=sections,
+            others=[_run(record) for record in records if _identity(record) not in used],
+            other_pictures=[p for p in found if not any(_belongs(p, s) for s in sections)],
+            problems=problems,
+            n_records=len(records),
+            finished_at=max((record["finished_at"] for record in records), default=None),
+            verdicts=VERDICTS,
+            verdict_rule=VERDICT_RULE,
+            claims_note=CLAIMS_NOTE,
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8", newline="\n")
+    return problems
+
+
+def read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All records of both kinds of data, and a line for each that cannot be trusted."""
+    records, problems = [], []
+    for data in DATA_KINDS:
+        for path in sorted((records_root(results_dir, data) / "runs").rglob("*.json")):
+            try:
+                records.append(read_record(path))
+            except RecordError as error:
+                problems.append(str(error))
+    return sorted(records, key=_identity), problems
+
+
+def section(
+    spec: TableSpec, records: Sequence[Record], protocol: str, data: str, pictures: Sequence[Picture]
+) -> Section:
+    """A table of the page. Raises: RecordError for records that do not go together."""
+    chosen = select(spec, records, protocol, data)
+    frame = table_cells(spec, chosen, protocol, data)
+    stem = table_stem(spec.name, protocol, data)
+    title, note = describe(spec, chosen, frame, protocol, data)
+    seeds = max(record["seed"] for record in chosen) + 1
+    command = f"python -m experiments.reproduce table={spec.name} protocol={protocol} seeds={seeds}"
+    cells = _cells(stem, frame, chosen)
+    made = Section(
+        id=stem,
+        title=title,
+        note=note,
+        command=command + ("" if data == "real" else f" data={data}"),
+        spec=spec,
+        protocol=protocol,
+        standin=data != "real",
+        cells=cells,
+        counts=Counter(cell.verdict if cell.runs else "missing" for cell in cells.values()),
+        claims=tuple(judge_claims(spec, chosen)),
+        n_runs=len(chosen),
+        wall_s=sum(record["wall_s"] or 0.0 for record in chosen),
+        plots=_plots(spec, frame, chosen, stem),
+        pictures=(),
+        animations=(),
+    )
+    suffix = stem.removeprefix(spec.name)
+    own = [p._replace(caption=p.caption.replace(f"{suffix}:", ":", 1)) for p in pictures if _belongs(p, made)]
+    return made._replace(
+        pictures=tuple(p for p in own if p.still is None), animations=tuple(p for p in own if p.still is not None)
+    )
+
+
+def _cells(stem: str, frame: pd.DataFrame, records: Sequence[Record]) -> dict[tuple[str, str], Cell]:
+    cells, expected_n = {}, int(frame["n"].max())
+    for i, cell in enumerate(frame.to_dict("records")):
+        runs = [r for r in records if (r["model"], r["task"]) == (cell["model"], cell["task"])]
+        cells[cell["row"], cell["task"]] = Cell(
+            f"{stem}-{i}",
+            f"{cell['label']} on {cell['column']}",
+            cell_text(cell, expected_n),
+            None if pd.isna(cell["paper"]) else cell["paper"],
+            cell["difference"],
+            cell["verdict"],
+            cell["n_params"],
+            tuple(_run(record, cell["metric"]) for record in sorted(runs, key=run_key)),
+        )
+    return cells
+
+
+def _plots(spec: TableSpec, frame: pd.DataFrame, records: Sequence[Record], stem: str) -> tuple[Picture, ...]:
+    """What records alone can show is drawn from them, so that it is never out of date."""
+    plots = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = table_figure(Path(folder) / f"{stem}.png", frame, spec.unit, log=spec.lower_is_better)
+        plots.append(picture(path, f"Our numbers beside the paper's, as in the table above ({spec.unit})"))
+        for column in spec.columns:
+            runs = [r for r in records if r["task"] == column.task and r["seed"] == 0 and r["curve"]]
+            if runs:
+                path = learning_curves(Path(folder) / f"curves_{column.task}.png", runs, column.task)
+                said = "training error and training loss against the step, a colour per model, seed 0"
+                plots.append(picture(path, f"{column.label}: {said}"))
+    return tuple(plots)
+
+
+def _run(record: Record, metric: str = "test/error_pct") -> Run:
+    settings = {name: record[name] for name in ("task", "model", "protocol", "seed")}
+    if record["data"] != "real":
+        settings["data"] = record["data"]
+    if record["config"].get("evaluate", "test") != "test":
+        settings["evaluate"] = record["config"]["evaluate"]
+    command = " ".join(["python -m experiments.train", *(f"{name}={value}" for name, value in settings.items())])
+    path = record_path(records_root("results", record["data"]), run_key(record))
+    return Run(record, path.as_posix(), command, (record["metrics"] or {}).get(metric))
+
+
+def _belongs(shown: Picture, section: Section) -> bool:
+    """Whether a file of results/figures is one of this table's: <kind>_<task>[_…]_<protocol>[_standin]."""
+    protocol_and_data = section.id.removeprefix(section.spec.name)
+    if not shown.stem.endswith(protocol_and_data):
+        return False
+    if section.standin != shown.stem.endswith("_standin"):
+        return False
+    _, _, subject = shown.stem.removesuffix(protocol_and_data).partition("_")
+    return any(f"{subject}_".startswith(f"{task}_") for task in section.spec.tasks)
+
+
+def _identity(record: Record) -> tuple:
+    return record["data"], run_key(record)
+
+
+def _environment() -> jinja2.Environment:
+    """Everything that a template prints is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("stn.results", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": duration, "utc": _utc, "yaml": _yaml}
+    return environment
+
+
+def duration(seconds: float | None) -> str:
+    """12.5 -> "12.5 s", 484.2 -> "8 min 4 s", 7322 -> "2 h 2 min"."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _utc(time: str) -> str:
+    """A record's time, ISO in UTC, to the minute."""
+    return f"{time[:16].replace('T', ' ')} UTC"
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).rstrip()

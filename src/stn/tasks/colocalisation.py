@@ -1,0 +1,230 @@
+"""Co-localisation (App. A.2): finding the object that images share, without a label, by comparing crops."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from stn.data.seeds import stream_seed
+from stn.nets.colocalisation import Localisers
+from stn.tasks.recipe import Recipe
+from stn.tasks.training import CHUNK_STEPS, Training
+from stn.transform import sample
+from stn.transform.grids import attention_grid
+
+CORRECT_IOU = 0.5
+TRACED_IMAGES = 8
+TRACED_STEPS = 24
+# A class is lost when most of its windows miss the object's middle.
+LOST_SHARE = 0.5
+
+
+class Scenes(NamedTuple):
+    """images (N, K, C, H, W) in [0, 1], N of each of K classes; boxes_px (N, K, 4), the true box of each image's object
+    as left, top, right, bottom edge, for evaluation only.
+    """
+
+    images: Tensor
+    boxes_px: Tensor
+
+
+def window_boxes_px(windows: Tensor, image_px: int) -> Tensor:
+    """Windows (..., 3) as (s, tx, ty) to boxes (..., 4) as left, top, right, bottom edge in a square image."""
+    scale, centre = windows[..., :1], windows[..., 1:]
+    return (torch.cat([centre - scale, centre + scale], dim=-1) + 1) * (image_px / 2)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes (..., 4), pair by pair: (...)."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    both = (high - low).clamp(min=0).prod(-1)
+    return both / (_area(a) + _area(b) - both)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """‖a_n - b_m‖² by one matrix product. Shapes: (..., N, F), (..., M, F) -> (..., N, M)."""
+    lengths = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+    return (lengths - 2 * a @ b.mT).clamp(min=0)
+
+
+def pair_loss(windows: Tensor, random: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The hinge loss of App. A.2, mean over the pairs n≠m: max(0, ‖e_n - e_m‖² - ‖e_n - e_rand(n)‖² + alpha).
+
+    Deviation: its gradient reaches e_n alone; e_m and the random crop are what it is compared with. With e_m moving too
+    every crop is drawn to the mean of all, twice as hard as from the random ones, and the windows leave the objects for
+    blank ground before enough of them agree on the object.
+    Shapes: encoded crops, windows and random (..., N, F) -> the loss and the two mean distances (...).
+    """
+    n = windows.shape[-2]
+    between = squared_distances(windows, windows.detach())
+    to_random = (windows - random.detach()).square().sum(-1)
+    others = ~torch.eye(n, dtype=torch.bool, device=windows.device)
+    hinge = (between - to_random[..., None] + alpha).clamp(min=0)
+    mean_of_pairs = n * (n - 1)
+    loss, distance = ((values * others).sum((-2, -1)) / mean_of_pairs for values in (hinge, between))
+    return loss, distance, to_random.mean(-1)
+
+
+def misses(windows: Tensor, boxes_px: Tensor, image_px: int) -> dict[str, Tensor]:
+    """How windows go wrong, each a (N, K) bool, at most one of them true.
+
+    "off": the object's middle is outside the window; else "loose", "tight": more than twice, less than half of the
+    box's area; "shifted": none of these, and yet IoU 0.5 or less.
+    """
+    found = window_boxes_px(windows, image_px)
+    middle = (boxes_px[..., :2] + boxes_px[..., 2:]) / 2
+    wrong = iou(found, boxes_px) <= CORRECT_IOU
+    off = wrong & ~((found[..., :2] <= middle) & (middle <= found[..., 2:])).all(-1)
+    ratio = _area(found) / _area(boxes_px)
+    loose, tight = wrong & ~off & (ratio > 2), wrong & ~off & (ratio < 0.5)
+    return {"off": off, "loose": loose, "tight": tight, "shifted": wrong & ~(off | loose | tight)}
+
+
+def crops(images: Tensor, windows: Tensor, crop_px: int, antialias: bool) -> Tensor:
+    """images (N, K, C, H, W), windows (N, K, 3) -> (N·K, C, crop_px, crop_px)."""
+    grid = attention_grid(windows.flatten(0, 1), (crop_px, crop_px))
+    return sample(images.flatten(0, 1), grid, antialias=antialias)
+
+
+class Colocalisation(Training):
+    """Trains the localisers of K classes on `train`, whose images are also the test, as in the paper.
+
+    `encoder`: crops (B, C, crop_px, crop_px) -> a list of feature tensors (B, ...); frozen. `names`: of the classes.
+    The recipe has, besides a `Recipe`'s settings, `alpha`, `crop_distance`, `crop_px` and `antialias`; its
+    `batch_size` is that of each class.
+    Metrics: percent of windows with IoU above 0.5 (CorLoc), by class and mean over classes, on the training images and
+    on `unseen` ones; and how the wrong ones go wrong (`misses`).
+    Deviation: every layer of e() is divided by the root mean squared distance of random crops, times the number of
+    layers, so that two random crops are `crop_distance` apart (squared) in the mean; the paper's alpha of 1 has no
+    meaning in the units of a net's activations. The random crop of an image has the size of its window; the paper
+    names none.
+    """
+
+    def __init__(
+        self,
+        net: Localisers,
+        encoder: Callable[[Tensor], list[Tensor]],
+        train: Scenes,
+        unseen: Scenes,
+        names: Sequence[str],
+        recipe: Recipe,
+        seed: int,
+        chunk_steps: int = CHUNK_STEPS,
+    ) -> None:
+        super().__init__(net, recipe, seed, chunk_steps)
+        self.encoders = [encoder]  # in a list: no part of the module's state
+        self.scenes = {"train": train, "unseen": unseen}
+        self.names = tuple(names)
+        self.image_px = train.images.shape[-1]
+        self.n_test = train.images.shape[0] * len(self.names)
+        # What the windows did, for the figure: at some steps, on the first images; -1 where nothing is noted yet.
+        shown = min(TRACED_IMAGES, len(train.images))
+        net.register_buffer("trace", torch.zeros(TRACED_STEPS, shown, len(self.names), 3))
+        net.register_buffer("trace_step", torch.full((TRACED_STEPS,), -1))
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.scenes = {name: Scenes(*(x.to(self.device) for x in scene)) for name, scene in self.scenes.items()}
+        if isinstance(self.encoders[0], torch.nn.Module):
+            self.encoders[0].to(self.device)
+        self.layer_scales = self._layer_scales()
+
+    @torch.no_grad()
+    def _layer_scales(self) -> list[float]:
+        """What each layer of the encoder is multiplied by, from one random crop per image."""
+        images, bounds = self.scenes["train"].images, self.net.bounds
+        generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "feature scale"))
+        share = torch.rand(images.shape[:2], generator=generator, device=self.device)
+        windows = bounds.at_random(bounds.scale_min + (bounds.scale_max - bounds.scale_min) * share, generator)
+        layers = self.encoders[0](self._crops(images, windows))
+        found = [squared_distances(layer.flatten(1), layer.flatten(1)).mean() for layer in layers]
+        return [(self.recipe.crop_distance / (len(found) * mean.clamp(min=1e-12))).sqrt().item() for mean in found]
+
+    def _crops(self, images: Tensor, windows: Tensor) -> Tensor:
+        return crops(images, windows, self.recipe.crop_px, self.recipe.antialias)
+
+    def encode(self, images: Tensor, windows: Tensor) -> Tensor:
+        """The scaled features of the crops, class by class: (K, N, F)."""
+        layers = self.encoders[0](self._crops(images, windows))
+        scaled = [layer.flatten(1) * scale for layer, scale in zip(layers, self.layer_scales, strict=True)]
+        return torch.cat(scaled, dim=1).unflatten(0, windows.shape[:2]).transpose(0, 1)
+
+    def batch_loss(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        scenes, n = self.scenes["train"], self.recipe.batch_size
+        chosen = torch.randperm(len(scenes.images), generator=self.generator, device=self.device)[:n]
+        images = scenes.images[chosen]
+        windows = self.net(images)
+        with torch.no_grad():
+            random = self.encode(images, self.net.bounds.at_random(windows[..., 0], self.generator))
+        loss, between, to_random = pair_loss(self.encode(images, windows), random, self.recipe.alpha)
+        overlap = iou(window_boxes_px(windows.detach(), self.image_px), scenes.boxes_px[chosen])
+        return loss.mean(), (overlap, windows.detach()[..., 0], between.detach(), to_random.detach())
+
+    def chunk_metrics(self, outcomes: list) -> dict[str, float]:
+        overlap, scale, between, to_random = (torch.stack(column) for column in zip(*outcomes, strict=True))
+        return {
+            "train/error_pct": 100 * (overlap <= CORRECT_IOU).float().mean().item(),
+            "train/iou": overlap.mean().item(),
+            "train/scale": scale.mean().item(),
+            "train/distance_between": between.mean().item(),
+            "train/distance_to_random": to_random.mean().item(),
+        }
+
+    def begin_chunk(self) -> int:
+        self._note_windows(self.steps_done)
+        return super().begin_chunk()
+
+    def end_chunk(self, losses: Tensor, outcomes: list) -> dict[str, float]:
+        metrics = super().end_chunk(losses, outcomes)
+        self._note_windows(self.steps_done)
+        return metrics
+
+    @torch.no_grad()
+    def _note_windows(self, step: int) -> None:
+        """Notes the windows of the first images, at most `TRACED_STEPS` times, first and last step among them."""
+        place = round((TRACED_STEPS - 1) * step / self.recipe.steps)
+        if self.net.trace_step[place] < 0 or step == self.recipe.steps:
+            self.net.trace[place] = self.net(self.scenes["train"].images[: self.net.trace.shape[1]])
+            self.net.trace_step[place] = step
+
+    # -- test -------------------------------------------------------------------------------------------------------
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(list(self.scenes), batch_size=None)
+
+    def on_test_start(self) -> None:
+        self.metrics = {}
+
+    def test_step(self, name: str, batch_idx: int) -> None:
+        scenes, suffix = self.scenes[name], "" if name == "train" else "_unseen"
+        windows = self.net(scenes.images)
+        overlap = iou(window_boxes_px(windows, self.image_px), scenes.boxes_px)
+        correct_pct = 100 * (overlap > CORRECT_IOU).float().mean(0)
+        self.metrics[f"test/correct{suffix}_pct"] = correct_pct.mean().item()
+        self.metrics[f"test/correct{suffix}_pct_worst"] = correct_pct.min().item()
+        self.metrics[f"test/iou{suffix}"] = overlap.mean().item()
+        for label, value in zip(self.names, correct_pct.tolist(), strict=True):
+            self.metrics[f"test/correct{suffix}_pct_{label}"] = value
+        if name == "train":
+            found = misses(windows, scenes.boxes_px, self.image_px)
+            self.metrics |= {f"test/{kind}_pct": 100 * wrong.float().mean().item() for kind, wrong in found.items()}
+            self.metrics["test/lost_classes"] = (found["off"].float().mean(0) > LOST_SHARE).sum().item()
+            self.metrics["test/scale"] = windows[..., 0].mean().item()
+            self.test_wrong = (overlap <= CORRECT_IOU).T.reshape(1, -1).cpu()  # class by class
+
+    def on_test_end(self) -> None:
+        error_pct = 100 * self.test_wrong.float().mean().item()
+        self.metrics = {"test/error_pct": error_pct, **self.metrics}
+        self.per_draw = {"test/error_pct": [error_pct]}
+
+    def collapse(self, loss: float) -> str | None:
+        lost = self.metrics["test/lost_classes"]
+        if lost > LOST_SHARE * len(self.names):
+            return f"the windows of {lost} of {len(self.names)} classes are not on their objects"
+        return None
