@@ -15,6 +15,7 @@ from stn.families import build
 from stn.families.mnist import MnistRecipe
 from stn.tasks.classification import Classification
 from stn.tasks.training import CHUNK_STEPS
+from stn.train.settings import science
 
 SGD = {"optimiser": "sgd", "schedule": "step", "lr": 0.01}
 BATCH, SEED = 16, 0
@@ -328,3 +329,26 @@ def test_heldout_never_reads_the_test_set_and_measures_on_digits_it_did_not_trai
     )
     assert train.tolist() == list(range(200))
     assert test.tolist() == list(range(200, 10_200))
+
+
+def test_bf16_rounds_the_classifier_and_leaves_grid_and_sampler_alone(toy_mnist, settings_of):
+    seen = {}
+    settings = settings_of("mnist_r", "st_fcn_affine", steps=1, batch_size=4)
+    for precision in ("float32", "bf16"):
+        module = build(settings).module
+        module.precision = precision
+        dtypes = seen.setdefault(precision, {})
+        transformer = module.net.transformers[0]
+        transformer.register_forward_hook(lambda _, __, out, dtypes=dtypes: dtypes.update(sampled=out.dtype))
+        module.net.classifier[1].register_forward_hook(lambda _, __, out, dtypes=dtypes: dtypes.update(fc=out.dtype))
+        fit(module)
+        dtypes["loss"] = module.curve["train/loss"][0]
+        assert all(p.dtype == torch.float32 for p in module.net.parameters())
+    assert (seen["float32"]["sampled"], seen["float32"]["fc"]) == (torch.float32, torch.float32)
+    assert (seen["bf16"]["sampled"], seen["bf16"]["fc"]) == (torch.float32, torch.bfloat16)
+    assert 0 < abs(seen["bf16"]["loss"] - seen["float32"]["loss"]) < 0.1
+
+
+def test_precision_belongs_to_the_settings_of_a_record_only_where_it_is_not_the_usual_one(settings_of):
+    assert "precision" not in science(settings_of("mnist_r", "fcn"))
+    assert science(settings_of("mnist_r", "fcn", "precision=bf16"))["precision"] == "bf16"

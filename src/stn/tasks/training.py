@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
@@ -37,6 +39,7 @@ class Training(pl.LightningModule):
         self.recipe = recipe
         self.seed = seed
         self.chunk_steps = chunk_steps
+        self.precision = "float32"  # or "tf32", "bf16": of training
         self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
         self.steps_done = 0  # training steps; Lightning's own counter counts chunks
         self.train_s = 0.0  # seconds spent training, those before an interruption among them
@@ -84,7 +87,8 @@ class Training(pl.LightningModule):
         optimiser, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         losses, outcomes = [], []
         for _ in range(self.begin_chunk()):
-            loss, outcome = self.batch_loss()
+            with computing(self.precision, self.device):
+                loss, outcome = self.batch_loss()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -127,3 +131,17 @@ class Training(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         for name in ("steps_done", "curve", "train_s"):
             setattr(self, name, checkpoint[name])
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Forward passes in "float32", "tf32" (matrix products and convolutions on CUDA) or "bf16" (autocast).
+
+    On CUDA torch computes float32 convolutions in TF32 unless told otherwise: here it is told. Grid and sampler see to
+    it themselves that they work in float32.
+    """
+    if device.type == "cuda":  # not undone: what follows is the backward pass
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield

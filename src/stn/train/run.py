@@ -75,6 +75,7 @@ class _Run:
         self.folder, self.path = run_folder(settings), record_file(settings)
         built = build(settings)
         self.module, self.record = built.module, _blank_record(settings, self.key, built)
+        self.module.precision = settings["precision"]
 
     def write(self, **found) -> None:
         self.record |= {**found, "finished_at": _now()}

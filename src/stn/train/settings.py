@@ -5,6 +5,10 @@ from pathlib import Path
 
 from stn.results.records import DATA_KINDS, RunKey, record_path, records_root
 
+PRECISIONS = ("float32", "tf32", "bf16")
+# What a record's settings name only where it is another: most records are older than these settings.
+USUAL = {"data": "real", "precision": "float32"}
+
 
 def science(settings: dict) -> dict:
     """The part of the settings that decides a run's numbers: what its record states and its hash covers."""
@@ -15,7 +19,7 @@ def science(settings: dict) -> dict:
         "evaluate": settings["evaluate"],
         "protocol_note": settings["note"],
         "seed": settings["seed"],
-        **({} if settings["data"] == "real" else {"data": settings["data"]}),
+        **{name: settings[name] for name, usual in USUAL.items() if settings[name] != usual},
     }
 
 
@@ -53,6 +57,7 @@ def check(settings: dict) -> None:
     choices = {
         "device": (settings["device"], ("auto", "cpu", "cuda")),
         "data": (settings["data"], DATA_KINDS),
+        "precision": (settings["precision"], PRECISIONS),
         "evaluate": (settings["evaluate"], ("test", "heldout")),
         "wandb.mode": (settings["wandb"]["mode"], ("disabled", "offline", "online")),
     }

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from stn.families import network
 from stn.tasks.classification import Classification, cross_entropy
-from stn.tasks.training import Diverged
+from stn.tasks.training import Diverged, computing
 
 # In these, runs of one stack may differ: they change numbers, not the program.
 FREE = (
@@ -41,7 +41,8 @@ def stack_key(settings: dict) -> str | None:
     recipe = {name: value for name, value in settings["recipe"].items() if name not in FREE}
     with torch.device("meta"):
         _, widths, in_shape = network(settings)
-    same = [model, recipe, widths, in_shape, settings["task"]["classes"], settings["device"], settings["threads"]]
+    same = [model, recipe, widths, in_shape, settings["task"]["classes"]]
+    same += [settings[name] for name in ("precision", "device", "threads")]
     return json.dumps(same, sort_keys=True)
 
 
@@ -120,7 +121,8 @@ class Stack(pl.LightningModule):
     def step(self, optimisers: Sequence[Optimizer], schedules: Sequence[LRScheduler]) -> tuple[Tensor, list]:
         """One training step of every replica: their losses (R,), and logits and labels of each."""
         batches = [replica.draw_batch() for replica in self.replicas]
-        logits = self(torch.stack([batch.images for batch in batches]))
+        with computing(self.replicas[0].precision, self.device):
+            logits = self(torch.stack([batch.images for batch in batches])).float()
         loss = torch.stack([cross_entropy(y, batch.labels) for y, batch in zip(logits, batches, strict=True)])
         for optimiser in optimisers:
             optimiser.zero_grad()
