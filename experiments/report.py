@@ -21,7 +21,7 @@ def report() -> None:
     wanted = parser.parse_args()
     path = wanted.out or wanted.results_dir / "report.html"
     problems = write_report(wanted.results_dir, wanted.conf, path)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
     if problems:
         sys.exit("\n".join(problems))
 

@@ -1,4 +1,4 @@
-"""Pictures that belong to one table, drawn from its records and the weights of their runs, one module per table.
+"""Pictures drawn from the records of a table and the weights of their runs: a module per table, `training` for all.
 
 Each has `draw(folder, records, wanted) -> list[Path]`: the files written for these records (status "ok", seed 0, of one
 protocol and kind of data); what lacks weights is left out. `wanted` has protocol, data, data_dir and output_dir.

@@ -77,7 +77,8 @@ class Classification(Training):
         place = image % self.stream.test_batch_size
         return image - place, place
 
-    def test_step(self, place: tuple[int, int], batch_idx: int) -> None:
+    def test_step(self, place: tuple[int, int], batch_idx: int) -> dict[str, Tensor]:
+        """What it returns is for callbacks."""
         draw, start = place
         batch = self.stream.test_batch(draw, start)
         if self.seen:
@@ -87,6 +88,7 @@ class Classification(Training):
             logits = self.net(batch.images)
         self.test_loss += cross_entropy(logits, batch.labels).item() * len(batch.labels)
         self.test_wrong[draw, start : start + len(batch.labels)] = is_wrong(logits, batch.labels).cpu()
+        return {"logits": logits, "labels": batch.labels}
 
     def on_test_end(self) -> None:
         self.per_draw = {"test/error_pct": (100 * self.test_wrong.float().mean(dim=1)).tolist()}

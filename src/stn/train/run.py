@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from stn.train.provenance import device_name, git_state, versions
 from stn.train.settings import check, record_file, run_folder, run_key, science
 from stn.train.snapshots import Snapshots
 from stn.train.stack import Stack
-from stn.train.tracking import tracking
+from stn.train.tracking import log_outcome, tracking
 
 CHECKPOINT_EVERY = timedelta(seconds=30)
 CURVE_POINTS = 200
@@ -29,7 +30,11 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lines, adverts
 
 
-class OutOfTime(Exception):
+class Stopped(Exception):
+    """Training was ended from outside before its last step; nothing is recorded."""
+
+
+class OutOfTime(Stopped):
     """The time budget ended before the training did; the checkpoint is there for the next call."""
 
 
@@ -82,26 +87,31 @@ class _Run:
         write_record(self.path, self.record)
 
 
-def run(settings: dict, progress=None, deadline: float | None = None) -> dict:
+def run(
+    settings: dict, progress=None, deadline: float | None = None, callbacks: Sequence[Callback] = ()
+) -> dict:
     """Train and test what `settings` (conf/train.yaml, resolved) describe; write the record and return it.
 
     `progress` is called with the number of steps done, now and then. `deadline`: a time.time() at which to stop.
+    `callbacks`: of Lightning; one may end the training by raising a `Stopped`.
     Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. OutOfTime at the
     deadline; nothing is recorded either, and the next call goes on. An error during training is recorded with status
     "failed" and raised again.
     """
-    return run_stack([settings], progress, deadline)[0]
+    return run_stack([settings], progress, deadline, callbacks)[0]
 
 
-def run_stack(all_settings: list[dict], progress=None, deadline: float | None = None) -> list[dict]:
+def run_stack(
+    all_settings: list[dict], progress=None, deadline: float | None = None, callbacks: Sequence[Callback] = ()
+) -> list[dict]:
     """As `run`, for several runs of one `stack_key` that train together; each has a record of its own."""
     runs = [_Run(settings) for settings in all_settings]
     trained = runs[0].module if len(runs) == 1 else Stack([run.module for run in runs])
     folder = runs[0].folder if len(runs) == 1 else _stack_folder(runs)
     trained.config_hash = "+".join(run.record["config_hash"] for run in runs)
     try:
-        diverged = _train_and_test(trained, runs, folder, progress, deadline)
-    except OutOfTime:
+        diverged = _train_and_test(trained, runs, folder, progress, deadline, callbacks)
+    except Stopped:
         raise
     except SystemExit as stop:  # what Lightning makes of Ctrl+C
         raise KeyboardInterrupt from stop
@@ -162,7 +172,7 @@ def _train_and_test(trained, runs: list[_Run], folder: Path, progress, deadline:
                 run.record["device"] = device_name(trained.device)
                 trainer.test(run.module, verbose=False)
         if logger:
-            logger.log_metrics(runs[0].module.metrics, step=trained.recipe.steps)
+            log_outcome(logger, _measured(runs[0].module), trained.recipe.steps)
     return diverged
 
 

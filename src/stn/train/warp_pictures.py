@@ -1,20 +1,20 @@
-"""Logs to W&B what the spatial transformer sees, where it looks and what it passes on, at a few fixed steps."""
+"""Logs to W&B what the spatial transformers see, where they look and what they pass on, at a few fixed steps."""
 
 import tempfile
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 
-from stn.results.figures import Warp, warp_gallery
-from stn.tasks.warp_statistics import WarpStatistics
+from stn.train.looks import draw, look
 
 PICTURES = 6  # per run: at the start, the end, and evenly between
-EXAMPLES = 6  # test digits per picture
 
 
 class WarpPictures(pl.Callback):
-    """A picture and theta statistics of the same test digits, at `PICTURES` steps. Models without an ST log none."""
+    """A picture (key `warps`) and statistics (`theta/…`) of the same images, at `PICTURES` steps.
+
+    Runs without a spatial transformer log none.
+    """
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if module.steps_done == 0:
@@ -27,23 +27,12 @@ class WarpPictures(pl.Callback):
         if chunk % every == 0 or chunk == chunks:
             self._log(trainer, module)
 
-    @torch.no_grad()
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not hasattr(module.net, "transformers"):
+        found = look(module)
+        if found is None:
             return
-        batch = module.stream.test_batch(draw=0, start=0)
-        images, labels = batch.images, batch.labels
-        warps = module.net.transformers.warps(images)
-        statistics = WarpStatistics()
-        statistics.add(warps, batch)
-        metrics = {f"theta/{name}": value for name, value in statistics.summary().items()}
-        trainer.logger.log_metrics(metrics, step=module.steps_done)
-        rows = [
-            Warp(images[i, c].cpu().numpy(), w.grid[i].cpu().numpy(), w.image[i, c].cpu().numpy(), str(label))
-            for i, label in enumerate(labels[:EXAMPLES].tolist())
-            for w in warps
-            for c in range(images.shape[1])
-        ]
+        statistics = {f"theta/{name}": value for name, value in found.statistics.items()}
+        trainer.logger.log_metrics(statistics, step=module.steps_done)
         with tempfile.TemporaryDirectory() as folder:
-            picture = warp_gallery(Path(folder) / "warps.png", rows, f"step {module.steps_done}")
+            picture = draw(Path(folder) / "warps.png", found, f"step {module.steps_done}")
             trainer.logger.log_image("warps", [str(picture)], step=module.steps_done)

@@ -1,0 +1,108 @@
+"""Co-localisation of birds on a few small stand-ins."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.config import compose_run
+from stn.data.cub import load_cub
+from stn.data.errors import DataError
+from stn.families import build, prepare
+from stn.families.cub_coloc import data_folder, scenes
+from stn.nets.backbones import backbone
+from stn.nets.bird_encoder import BackboneActivations
+from stn.results.records import read_record, unpack_wrong
+from stn.tasks.birds import BirdColocalisation
+from stn.train.run import run
+from stn.train.settings import record_file
+
+
+@pytest.fixture(scope="session")
+def birds_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("coloc_birds")
+
+
+@pytest.fixture
+def settings_of_birds(tmp_path, birds_dir):
+    def make(*overrides: str, **recipe) -> dict:
+        return compose_run(
+            [
+                *("task=cub_coloc", "model=coloc_st", "protocol=smoke", "data=standin", f"data_dir={birds_dir}"),
+                *(f"protocol.cub_coloc.{name}={value}" for name, value in recipe.items()),
+                *(f"results_dir={tmp_path / 'results'}", f"output_dir={tmp_path / 'outputs'}"),
+                *("device=cpu", "progress=false", *overrides),
+            ]
+        )
+
+    return make
+
+
+def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, settings_of_birds):
+    monkeypatch.setattr(BirdColocalisation, "collapse", lambda self, loss: None)
+    settings = settings_of_birds()
+    run(settings)
+    record = read_record(record_file(settings))
+    metrics, species, n = record["metrics"], 2, 4
+    assert (record["status"], record["n_test"]) == ("ok", species * n)
+    wrong = unpack_wrong(record["test_wrong"])
+    assert metrics["test/correct_pct"] == pytest.approx(100 * (1 - wrong.mean()))
+    by_species = [value for name, value in metrics.items() if name.startswith("test/correct_pct_0")]
+    assert np.mean(by_species) == pytest.approx(metrics["test/correct_pct"])
+    assert record["data_checksums"].keys() == {"annotations_sha256", "encoder_sha256"}
+
+    # the two baselines, by counting pixels
+    train = load_cub(data_folder(settings), "train", 48)
+    boxes = scenes(train, [0, 1], n, 48).boxes_px.flatten(0, 1).round().long()
+    truth = torch.zeros(len(boxes), 48, 48)
+    for mask, (x0, y0, x1, y1) in zip(truth, boxes.tolist(), strict=True):
+        mask[y0:y1, x0:x1] = 1
+    width, height = (boxes[:, 2:] - boxes[:, :2]).float().mean(0).tolist()
+    centre = torch.zeros(48, 48)
+    centre[round(24 - height / 2) : round(24 + height / 2), round(24 - width / 2) : round(24 + width / 2)] = 1
+    for name, guess in (("whole_image", torch.ones(48, 48)), ("centre_box", centre)):
+        overlap = (truth * guess).sum((1, 2)) / (truth + guess).clamp(max=1).sum((1, 2))
+        sure = (overlap - 0.5).abs() > 0.05  # boxes were rounded
+        low, high = (100 * found.float().mean().item() for found in ((overlap > 0.5) & sure, (overlap > 0.5) | ~sure))
+        assert low - 1e-3 <= metrics[f"test/correct_{name}_pct"] <= high + 1e-3
+
+
+def test_scenes_are_of_one_species_each_and_too_few_photographs_are_said(settings_of_birds):
+    settings = settings_of_birds()
+    prepare(settings)
+    train = load_cub(data_folder(settings), "train", 48)
+    found = scenes(train, [1, 0], 3, 48)
+    assert found.images.shape == (3, 2, 3, 48, 48)
+    of_species_1 = (train.labels == 1).nonzero()[0, 0]
+    rows, columns = train.sizes_px[of_species_1].tolist()
+    top, left = (rows - 48) // 2, (columns - 48) // 2
+    wanted = train.image(int(of_species_1))[top : top + 48, left : left + 48].permute(2, 0, 1) / 255
+    assert torch.equal(found.images[0, 0], wanted)
+    with pytest.raises(DataError, match=r"001\.Standin_Bird_001 has 4 photographs, but recipe.images_per_species is 5"):
+        scenes(train, [0], 5, 48)
+
+
+def test_the_encoder_is_frozen_and_says_where_in_a_crop_something_is():
+    torch.manual_seed(0)
+    encoder = BackboneActivations(backbone("efficientnet_lite0"))
+    crops = torch.rand(2, 3, 64, 64, requires_grad=True)
+    layers = encoder(crops)
+    assert [tuple(layer.shape) for layer in layers] == [(2, 40, 4, 4), (2, 112, 2, 2), (2, 320, 1, 1)]
+    assert not any(p.requires_grad for p in encoder.parameters())
+    layers[0][0, :, 0, 0].sum().backward()  # the top left cell of the first crop sees mostly its own corner
+    reach = crops.grad.abs().sum(1)
+    assert reach[1].max() == 0
+    assert reach[0, :32, :32].sum() > 10 * reach[0, 32:, 32:].sum()
+
+
+def test_missing_real_birds_are_said_in_a_line(tmp_path, settings_of_birds):
+    with pytest.raises(DataError, match=r"CUB-200-2011 is not in .*: run `make data-cub`"):
+        prepare(settings_of_birds("data=real", f"data_dir={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [({"species": 1}, "recipe.species"), ({"crop_px": 16}, "recipe.crop_px"), ({"scale_min": 0.9}, "scale_min")],
+)
+def test_impossible_settings_are_named(settings_of_birds, recipe, named):
+    with pytest.raises(ValueError, match=named):
+        build(settings_of_birds(**recipe))
