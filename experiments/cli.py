@@ -12,6 +12,11 @@ from omegaconf import OmegaConf
 
 from experiments.config import CONF, compose_config, options
 
+PLUGINS = {  # which of hydra's there may be
+    "launcher": "pip install -e '.[sweeps]' brings joblib, submitit_local and submitit_slurm, '.[ray]' brings ray",
+    "sweeper": "experiments.sweep searches with Optuna",
+}
+
 
 def main(verb: Callable[[], None], config: str = "train") -> None:
     """Runs a verb; an error that the user can mend becomes one line on stderr and exit status 2.
@@ -79,6 +84,8 @@ def explain(error: Exception, config: str = "train") -> str | None:
 def _explain_config(error: Exception, config: str) -> str:
     """Which group, option or key was wrong, and which there are."""
     message = " ".join(str(error).split())
+    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
+        return f"hydra/{found[1]}={found[2]} is not installed; {PLUGINS[found[1]]}"
     if found := re.search(r"Could not find '(\w+)/([^']*)'", message):
         group, option = found.groups()
         return f"{group}={option} does not exist; allowed: {', '.join(options(group))}"

@@ -131,7 +131,8 @@ def _train(todo: list[dict], wanted: dict) -> list[str]:
     """Trains, longest runs first, under a progress bar; one line per run that raised."""
     from stn.families import prepare
     from stn.train.cost import run_cost
-    from stn.train.pool import Finished, run_all
+    from stn.train.executors import launch
+    from stn.train.pool import Finished
     from stn.train.run import OutOfTime
     from stn.train.stack import stacks
 
@@ -139,7 +140,7 @@ def _train(todo: list[dict], wanted: dict) -> list[str]:
         prepare(settings)
     costs = {str(run_key(settings)): run_cost(settings) for settings in todo}
     longest_first = sorted(todo, key=lambda settings: (settings["seed"], -costs[str(run_key(settings))]))
-    jobs = stacks(longest_first, _stacked(wanted))
+    jobs = stacks(longest_first, stacked(wanted))
     share = [sum(costs[str(run_key(settings))] for settings in job) / job[0]["recipe"]["steps"] for job in jobs]
     deadline = None if wanted["time_budget_s"] is None else time.time() + wanted["time_budget_s"]
     steps, failures, finished, late = [0] * len(jobs), [], 0, 0
@@ -148,7 +149,7 @@ def _train(todo: list[dict], wanted: dict) -> list[str]:
         *columns, TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=300
     ) as bar:
         task = bar.add_task(f"0/{len(todo)} runs", total=sum(costs.values()))
-        for event in run_all(jobs, wanted["workers"], deadline):
+        for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"]):
             job = jobs[event.index]
             now = job[0]["recipe"]["steps"]
             if not isinstance(event, Finished):
@@ -171,7 +172,7 @@ def _train(todo: list[dict], wanted: dict) -> list[str]:
     return failures
 
 
-def _stacked(wanted: dict) -> bool:
+def stacked(wanted: dict) -> bool:
     """Whether runs train together where they can: by themselves on CUDA; on the CPU that is measured to be slower."""
     if wanted["stack"] not in ("auto", True, False):
         raise ValueError(f"stack must be auto, true or false, got {wanted['stack']!r}")

@@ -1,20 +1,20 @@
 """Train and test one model: python -m experiments.train task=mnist_rts model=st_cnn_tps protocol=fast seed=0"""
 
 import time
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from experiments.cli import job, main
 from experiments.config import compose_run, resolved
-from stn.train.settings import run_key
+from stn.results.records import config_hash
+from stn.train.settings import check, run_key, science, variant
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 @job
 def train(config: DictConfig) -> float | None:
-    """One run; returns the error, which a sweeper minimises."""
+    """One run; returns the error that a sweeper of hydra's may minimise, which is never the test error."""
     settings = as_variant(resolved(config))
     from stn.train.run import OutOfTime, run  # torch and Lightning take seconds to import: not for --help or a typo
 
@@ -30,27 +30,19 @@ def train(config: DictConfig) -> float | None:
         print(f"  {record['reason']}")
     for name, value in summary.items():
         print(f"  {name:28} {value:.4g}")
-    return record["metrics"].get("test/error_pct")
+    return record["metrics"].get("test/error_pct") if settings["evaluate"] == "heldout" else None
 
 
 def as_variant(settings: dict) -> dict:
-    """Settings that depart from their protocol get a protocol name and a results folder of their own.
+    """Settings that depart from their protocol get a protocol name and a results folder of their own (`variant`).
 
-    So a sweep never overwrites, or slips into, the records that the tables are made from: it goes to
-    results_dir/sweeps, and its protocol is called <protocol>-<hash of the settings>.
+    So a sweep never overwrites, or slips into, the records that the tables are made from.
     """
-    from stn.results.records import config_hash
-    from stn.train.settings import check, science
-
     check(settings)
     task, model, protocol = (settings[group]["name"] for group in ("task", "model", "protocol"))
     same = [f"seed={settings['seed']}", f"data={settings['data']}"]
     plain = compose_run([f"task={task}", f"model={model}", f"protocol={protocol}", *same])
-    digest = config_hash(science(settings))
-    if digest == config_hash(science(plain)):
-        return settings
-    renamed = {**settings["protocol"], "name": f"{protocol}-{digest[:8]}"}
-    return {**settings, "protocol": renamed, "results_dir": str(Path(settings["results_dir"]) / "sweeps")}
+    return settings if config_hash(science(settings)) == config_hash(science(plain)) else variant(settings)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def call(monkeypatch, capsys, overrides):
     """Call it with further overrides: runs the verb here, one run after the other; returns (what ran, what it said)."""
     ran, broken = [], []
 
-    def one_by_one(stacks, workers, deadline):
+    def one_by_one(stacks, workers, deadline, job):
         for index, (settings,) in enumerate(stacks):
             cell = f"{settings['task']['name']}/{settings['model']['name']}"
             ran.append(str(run_key(settings)))

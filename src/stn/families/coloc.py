@@ -40,6 +40,9 @@ class ColocRecipe(Recipe):
     initial_scale: float
     max_shift: float
     antialias: bool
+    search_windows: int
+    search_prototypes: int
+    fit_steps: int
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,6 @@
 """Co-localisation (App. A.2): finding the object that images share, without a label, by comparing crops."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from stn.data.seeds import stream_seed
 from stn.nets.colocalisation import Localisers
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
+from stn.tasks.window_search import fit_windows, hinge_loss, search_windows, squared_distances
 from stn.transform import sample
 from stn.transform.grids import attention_grid
 
@@ -47,12 +49,6 @@ def _area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """‖a_n - b_m‖² by one matrix product. Shapes: (..., N, F), (..., M, F) -> (..., N, M)."""
-    lengths = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
-    return (lengths - 2 * a @ b.mT).clamp(min=0)
-
-
 def pair_loss(windows: Tensor, random: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """The hinge loss of App. A.2, mean over the pairs n≠m: max(0, ‖e_n - e_m‖² - ‖e_n - e_rand(n)‖² + alpha).
 
@@ -61,14 +57,11 @@ def pair_loss(windows: Tensor, random: Tensor, alpha: float) -> tuple[Tensor, Te
     blank ground before enough of them agree on the object.
     Shapes: encoded crops, windows and random (..., N, F) -> the loss and the two mean distances (...).
     """
-    n = windows.shape[-2]
     between = squared_distances(windows, windows.detach())
     to_random = (windows - random.detach()).square().sum(-1)
-    others = ~torch.eye(n, dtype=torch.bool, device=windows.device)
-    hinge = (between - to_random[..., None] + alpha).clamp(min=0)
-    mean_of_pairs = n * (n - 1)
-    loss, distance = ((values * others).sum((-2, -1)) / mean_of_pairs for values in (hinge, between))
-    return loss, distance, to_random.mean(-1)
+    n = windows.shape[-2]
+    distance = between.sum((-2, -1)) / (n * (n - 1))
+    return hinge_loss(between, to_random, alpha), distance, to_random.mean(-1)
 
 
 def misses(windows: Tensor, boxes_px: Tensor, image_px: int) -> dict[str, Tensor]:
@@ -96,8 +89,9 @@ class Colocalisation(Training):
     """Trains the localisers of K classes on `train`, whose images are also the test, as in the paper.
 
     `encoder`: crops (B, C, crop_px, crop_px) -> a list of feature tensors (B, ...); frozen. `names`: of the classes.
-    The recipe has, besides a `Recipe`'s settings, `alpha`, `crop_distance`, `crop_px` and `antialias`; its
-    `batch_size` is that of each class.
+    The recipe has, besides a `Recipe`'s settings, `alpha`, `crop_distance`, `crop_px`, `antialias` and, for the
+    search at the beginning, `search_windows`, `search_prototypes` and `fit_steps`; its `batch_size` is that of each
+    class.
     Metrics: percent of windows with IoU above 0.5 (CorLoc), by class and mean over classes, on the training images and
     on `unseen` ones; and how the wrong ones go wrong (`misses`).
     Deviation: every layer of e() is divided by the root mean squared distance of random crops, times the number of
@@ -127,6 +121,7 @@ class Colocalisation(Training):
         shown = min(TRACED_IMAGES, len(train.images))
         net.register_buffer("trace", torch.zeros(TRACED_STEPS, shown, len(self.names), 3))
         net.register_buffer("trace_step", torch.full((TRACED_STEPS,), -1))
+        net.register_buffer("has_begun", torch.tensor(False))  # the search is done, at most once per run
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -154,6 +149,34 @@ class Colocalisation(Training):
         layers = self.encoders[0](self._crops(images, windows))
         scaled = [layer.flatten(1) * scale for layer, scale in zip(layers, self.layer_scales, strict=True)]
         return torch.cat(scaled, dim=1).unflatten(0, windows.shape[:2]).transpose(0, 1)
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if not self.net.has_begun:
+            started = time.perf_counter()
+            self.begin()
+            self.train_s += time.perf_counter() - started
+
+    def begin(self) -> None:
+        """Puts the windows where a search by the loss finds them (`search_windows`), class by class."""
+        images, recipe = self.scenes["train"].images, self.recipe
+        found = []
+        for k in range(len(self.names)):
+            generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "search", k))
+            found.append(
+                search_windows(
+                    lambda images, windows: self.encode(images[:, None], windows[:, None])[0],
+                    images[:, k],
+                    self.net.bounds,
+                    recipe.alpha,
+                    generator,
+                    recipe.search_windows,
+                    recipe.search_prototypes,
+                )
+            )
+        seed = stream_seed(self.seed, "fit")
+        fit_windows(self.net, images, torch.stack(found, dim=1), recipe.fit_steps, recipe.batch_size, seed)
+        self.net.has_begun.fill_(True)
 
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         scenes, n = self.scenes["train"], self.recipe.batch_size

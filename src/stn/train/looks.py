@@ -17,7 +17,7 @@ from stn.transform import SpatialTransformer, Warped
 from stn.transform.grids import attention_grid
 
 IMAGES = 200  # test images that the statistics are taken over
-ROWS, VOLUMES = 6, 2  # warps in a picture; a volume takes a third of a second to draw
+ROWS, VOLUMES = 6, 2  # warps in a picture, more where an image has many; a volume takes half a second to draw
 GRID_LINES = 8
 
 
@@ -80,7 +80,7 @@ def _look_at_stream(module: Training) -> Look | None:
         return Look(_volumes(net, batch), 1, found)
     warps = _warps_of_input(net, batch.images[:ROWS], seen)
     per_image = len(warps) * len(_pictures(batch.images[0]))
-    n = min(len(batch.images), max(1, ROWS // per_image))
+    n = min(len(batch.images), max(2, ROWS // per_image))
     return Look(_rows(batch.images[:n], warps, [_caption(label) for label in batch.labels[:n]]), per_image, found)
 
 

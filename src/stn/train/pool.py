@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import NamedTuple
 
@@ -28,17 +28,29 @@ class Finished(NamedTuple):
     error: BaseException | None
 
 
-def run_all(stacks: list[list[dict]], workers: int, deadline: float | None = None) -> Iterator[Progress | Finished]:
+def train_stack(stack: list[dict], deadline: float | None, progress: Callable[[int], None] | None) -> list[dict]:
+    """Trains one stack: the records of its runs."""
+    from stn.train.claim import claimed
+    from stn.train.run import run_stack
+
+    with claimed(stack):
+        return run_stack(stack, progress, deadline)
+
+
+def run_all(
+    stacks: list, workers: int, deadline: float | None = None, job: Callable = train_stack
+) -> Iterator[Progress | Finished]:
     """Trains all stacks (lists of settings that share a `stack_key`, most often of one) in order, `workers` at a time.
 
     Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others. Workers end
     when the caller's process does, even when it is killed. After the `deadline`, a time.time(), none is started.
+    `job(stack, deadline, progress)` may be another function than `train_stack`, of whatever `stacks` then holds.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow the neighbour process
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     with ProcessPoolExecutor(workers, context, _start_worker, (queue,)) as pool:
-        pending = {pool.submit(_run, i, stack, deadline): i for i, stack in enumerate(stacks)}
+        pending = {pool.submit(_run, i, job, stack, deadline): i for i, stack in enumerate(stacks)}
         try:
             while pending:
                 done, _ = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
@@ -61,9 +73,14 @@ def _start_worker(queue) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _run(index: int, stack: list[dict], deadline: float | None) -> list[dict]:
-    from stn.train.run import OutOfTime, run_stack
+def _run(index: int, job: Callable, stack: list, deadline: float | None) -> list[dict]:
+    return in_time(job, stack, deadline, progress=lambda steps: _queue.put((index, steps)))
+
+
+def in_time(job: Callable, stack: list, deadline: float | None, progress: Callable[[int], None] | None) -> list[dict]:
+    """What `job` makes of a stack. Raises: OutOfTime when the deadline is past before it starts."""
+    from stn.train.run import OutOfTime
 
     if deadline is not None and time.time() >= deadline:
         raise OutOfTime("not started, the time budget is used up")
-    return run_stack(stack, progress=lambda steps: _queue.put((index, steps)), deadline=deadline)
+    return job(stack, deadline, progress)

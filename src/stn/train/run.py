@@ -137,11 +137,14 @@ def _stack_folder(runs: list[_Run]) -> Path:
     return Path(runs[0].settings["output_dir"]) / "stacks" / name
 
 
-def _train_and_test(trained, runs: list[_Run], folder: Path, progress, deadline: float | None) -> dict[int, str]:
+def _train_and_test(
+    trained, runs: list[_Run], folder: Path, progress, deadline: float | None, callbacks: Sequence[Callback]
+) -> dict[int, str]:
     """Fit (resuming from the last checkpoint), then test each run; which of them diverged, and why."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _usable_checkpoint(folder / "last.ckpt", trained.config_hash)
-    callbacks = [Snapshots({run.folder: run.module for run in runs}), _Checkpoints(folder / "last.ckpt", deadline)]
+    saving = [Snapshots({run.folder: run.module for run in runs}), _Checkpoints(folder / "last.ckpt", deadline)]
+    callbacks = [*saving, *callbacks]
     if progress:
         callbacks.append(_Progress(progress))
     settings = runs[0].settings

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from stn.results.records import DATA_KINDS, RunKey, record_path, records_root
+from stn.results.records import DATA_KINDS, RunKey, config_hash, record_path, records_root
 
 PRECISIONS = ("float32", "tf32", "bf16")
 # What a record's settings name only where it is another: most records are older than these settings.
@@ -38,6 +38,15 @@ def run_folder(settings: dict) -> Path:
     key = run_key(settings)
     root = records_root(settings["output_dir"], settings["data"])
     return root / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
+
+
+def variant(settings: dict) -> dict:
+    """The same run under a protocol name and in a results folder of its own, so that it slips into no table.
+
+    Its records go to results_dir/sweeps, and its protocol is called <protocol>-<hash of the settings>.
+    """
+    renamed = {**settings["protocol"], "name": f"{settings['protocol']['name']}-{config_hash(science(settings))[:8]}"}
+    return {**settings, "protocol": renamed, "results_dir": str(Path(settings["results_dir"]) / "sweeps")}
 
 
 def check(settings: dict) -> None:

@@ -1,0 +1,157 @@
+"""Create a W&B workspace and a W&B report of the tracked runs: python -m experiments.dashboard [--project NAME]
+
+The workspace has panels for results, training, optimisation and what the spatial transformers do; the report has the
+tables of results/tables beside the paper's numbers, error by seed, learning curves and galleries. Needs an account and
+the extra `dashboard`; `python -m experiments.report` needs neither. Runs tracked offline are uploaded by `wandb sync`.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import yaml
+
+from experiments.cli import main
+from experiments.config import CONF
+from stn.results.spec import TableSpec
+from stn.results.tables import load_table
+
+NAME = "Spatial Transformer Networks, replicated"
+LOCAL = "`make report` writes the same tables, curves and galleries to results/report.html"
+# What the panels show; every run logs these, but for those of a transformer and of one label per image.
+STEP = "trainer/global_step"
+CURVES = {
+    "Training": ("train/loss", "train/error_pct", "train/images_per_s"),
+    "Optimisation": ("optim/lr_rest", "optim/lr_localiser", "optim/grad_norm_rest", "optim/grad_norm_localiser"),
+    "Spatial transformer": ("theta/grid_inside", "theta/angle_std_after_deg"),
+}
+LOGARITHMIC = ("train/loss", "train/error_pct")
+ERROR, WARPS, CONFUSION = "test/error_pct", "warps", "confusion_matrix_table"
+
+
+class Rendered(NamedTuple):
+    """A table in results/tables, of one protocol and one kind of data."""
+
+    spec: TableSpec
+    protocol: str
+    data: str
+    text: str
+
+
+def dashboard() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", help="default: that of conf/train.yaml")
+    parser.add_argument("--entity", help="default: that of conf/train.yaml, else your own")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    wanted = parser.parse_args()
+    usual = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["wandb"]
+    project, entity = wanted.project or usual["project"], wanted.entity or usual["entity"]
+    for url in create(entity, project, list(rendered(wanted.results_dir))):
+        print(url)
+
+
+def create(entity: str | None, project: str, tables: list[Rendered]) -> Iterator[str]:
+    """Saves workspace and report, new ones at every call; their addresses.
+
+    Raises: ValueError, one line, without an account or the extra.
+    """
+    import wandb
+
+    try:
+        entity = wandb.Api().default_entity if entity is None else entity
+        for page in (workspace(entity, project), report(entity, project, tables)):
+            page.save()
+            yield page.url
+    except wandb.errors.Error as error:
+        raise ValueError(f"no W&B account: {' '.join(str(error).split())} Without one, {LOCAL}") from error
+    except ModuleNotFoundError as error:
+        if error.name != "wandb_workspaces":
+            raise
+        raise ValueError(f"the dashboard needs an extra: pip install -e '.[dashboard]'; without it, {LOCAL}") from error
+
+
+def rendered(results_dir: Path) -> Iterator[Rendered]:
+    """Title, note, overview and claims of each table that is there, in the order of conf/table."""
+    for spec in (load_table(path) for path in sorted((CONF / "table").glob("*.yaml"))):
+        for path in sorted((results_dir / "tables").glob(f"{spec.name}_*.md")):
+            first = pd.read_csv(path.with_suffix(".csv"), nrows=1).iloc[0]
+            text = path.read_text(encoding="utf-8").split("\n## Claims, part by part")[0].split("\n## Cells")[0]
+            yield Rendered(spec, first["protocol"], first["data"], text.replace("\n## ", "\n### ").replace("# ", "## ", 1))
+
+
+def workspace(entity: str, project: str):
+    """The saved view of the project: sections of panels, runs coloured by model."""
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    results = [_by_model(ERROR), _by_seed(ERROR), wr.RunComparer(diff_only="split")]
+    sections = [ws.Section(name="Results", panels=results, is_open=True)]
+    for name, keys in CURVES.items():
+        media = [_gallery()] if name == "Spatial transformer" else []
+        sections.append(ws.Section(name=name, panels=[*map(_curve, keys), *media], is_open=True))
+    sections.append(ws.Section(name="Confusion matrix", panels=[_confusion()]))
+    pinned = ["summary:status", f"summary:{ERROR}", "summary:images_per_s"]
+    groups = ws.RunsetSettings(groupby=[ws.Config("task.name"), ws.Config("model.name")], pinned_columns=pinned)
+    return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=groups)
+
+
+def report(entity: str, project: str, tables: list[Rendered]):
+    """Table by table: ours beside the paper's, then the runs behind it."""
+    import wandb_workspaces.reports.v2 as wr
+
+    blocks = [wr.P(f"Tables of committed records, and the tracked runs of this project. {LOCAL}."), wr.TableOfContents()]
+    for table in tables:
+        runs = wr.Runset(entity=entity, project=project, name=table.protocol, filters=run_filter(table))
+        panels = [_by_model(table.spec.metric), _by_seed(table.spec.metric), *map(_curve, CURVES["Training"][:2])]
+        blocks += [wr.MarkdownBlock(table.text), wr.PanelGrid(runsets=[runs], panels=[*panels, _gallery()])]
+    if not tables:
+        blocks.append(wr.P("No table has been rendered yet: run `make tables`."))
+    return wr.Report(entity=entity, project=project, title=NAME, blocks=blocks, width="fluid")
+
+
+def run_filter(table: Rendered) -> str:
+    """The finished runs that fill cells of a table, in W&B's words."""
+    names = ", ".join(f"'{task}'" for task in table.spec.tasks)
+    same = f"Config('protocol') = '{table.protocol}' and Config('data') = '{table.data}'"
+    return f"Config('task.name') in [{names}] and {same} and State = 'finished'"
+
+
+def _curve(key: str):
+    """Mean and range over the seeds of each model."""
+    import wandb_workspaces.reports.v2 as wr
+
+    over_seeds = {"groupby": wr.Config("model.name"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    return wr.LinePlot(title=key, x=STEP, y=[key], log_y=key in LOGARITHMIC, title_x="training step", **over_seeds)
+
+
+def _by_model(key: str):
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.BarPlot(title=f"{key} by model", metrics=[key], groupby=wr.Config("model.name"), groupby_aggfunc="mean")
+
+
+def _by_seed(key: str):
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.ScatterPlot(title=f"{key} by seed", x=wr.Config("seed"), y=wr.SummaryMetric(key))
+
+
+def _gallery():
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.MediaBrowser(title="input, grid, output", media_keys=[WARPS], num_columns=1)
+
+
+def _confusion():
+    import wandb_workspaces.reports.v2 as wr
+
+    fields = {name: name for name in ("Actual", "Predicted", "nPredictions")}
+    chart = wr.CustomChart.from_table(CONFUSION, fields, {"title": "test images"})
+    chart.chart_name = "wandb/confusion_matrix/v1"
+    return chart
+
+
+if __name__ == "__main__":
+    main(dashboard)
