@@ -62,7 +62,8 @@ def figures() -> None:
     wanted = vars(parser.parse_args())
     spec = load_table(CONF / "table" / f"{wanted['table']}.yaml")
     paths = draw_all(spec, read_records(records_root(wanted["results_dir"], wanted["data"])), wanted)
-    paths.append(draw_distortions(Path(wanted["results_dir"]) / "figures" / "distortions.png", wanted["data_dir"]))
+    if spec.name == "table1":
+        paths.append(draw_distortions(Path(wanted["results_dir"]) / "figures" / "distortions.png", wanted["data_dir"]))
     for path in paths:
         print(path)
 

@@ -352,3 +352,10 @@ def test_bf16_rounds_the_classifier_and_leaves_grid_and_sampler_alone(toy_mnist,
 def test_precision_belongs_to_the_settings_of_a_record_only_where_it_is_not_the_usual_one(settings_of):
     assert "precision" not in science(settings_of("mnist_r", "fcn"))
     assert science(settings_of("mnist_r", "fcn", "precision=bf16"))["precision"] == "bf16"
+
+
+def test_a_warm_up_of_less_than_a_step_is_refused():
+    one_cycle = GOOD | {"schedule": "one_cycle", "warmup_fraction": 0.2}
+    MnistRecipe(**one_cycle | {"steps": 5})
+    with pytest.raises(ValueError, match=r"warmup_fraction 0\.2 of 4 steps"):
+        MnistRecipe(**one_cycle | {"steps": 4})
