@@ -227,10 +227,11 @@ def test_variants_differ_by_setting_and_agree_over_seeds():
 
 
 def test_a_time_budget_ends_in_success_and_says_how_to_go_on(toy_data_dir, tmp_path):
-    call = [sys.executable, VERB, "experiments.train", "task=mnist_r", "model=fcn", "protocol=smoke", "progress=false", "device=cpu"]
-    call += [f"data_dir={toy_data_dir}", "results_dir=results", "output_dir=outputs"]
+    call = [sys.executable, VERB, "experiments.train", "task=mnist_r", "model=fcn", "protocol=smoke", "device=cpu"]
+    call += ["progress=false", f"data_dir={toy_data_dir}", "results_dir=results", "output_dir=outputs"]
     environment = os.environ | {"TOY_DATA_DIR": str(toy_data_dir)}
-    for budget, said in (("time_budget_s=0", "after step 50 of 150; the same command goes on"), ("seed=0", "seed 0: ok")):
+    goes_on = "after step 50 of 150; the same command goes on"
+    for budget, said in (("time_budget_s=0", goes_on), ("seed=0", "seed 0: ok")):
         result = subprocess.run(
             [*call, budget], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
         )

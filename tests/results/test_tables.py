@@ -138,7 +138,10 @@ def test_real_and_standin_never_mix(tmp_path, small_table, record):
     assert standin.name == "tablegolden_fast_standin.md"
     title = standin.read_text(encoding="utf-8").splitlines()[0]
     assert "STAND-IN DATA, not comparable with the paper" in title
-    assert "50.00 (2.1)" in standin.read_text(encoding="utf-8")
+    text = standin.read_text(encoding="utf-8")
+    assert "| 50.00 " in text
+    assert "2.1" not in text  # the paper's
+    assert "cited" not in text
 
 
 def test_protocols_never_mix(small_table, record):

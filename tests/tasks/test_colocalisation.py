@@ -6,7 +6,7 @@ import torch
 
 from stn.nets.colocalisation import ColocalisationLocalisation, Localisers, WindowBounds
 from stn.tasks.colocalisation import crops, iou, misses, pair_loss, window_boxes_px
-from stn.tasks.window_search import squared_distances
+from stn.tasks.window_search import fit_windows, search_windows, squared_distances
 
 BOUNDS = WindowBounds(scale_min=0.2, scale_max=1.0, initial_scale=0.6, max_shift=1.0)
 
@@ -85,12 +85,14 @@ def test_every_wrong_window_is_wrong_in_one_way():
 
 def test_windows_stay_within_their_bounds_and_start_in_the_middle():
     windows = BOUNDS.windows(1e3 * torch.randn(200, 3))
-    assert (windows[:, 0] >= 0.2).all() and (windows[:, 0] <= 1.0).all()
+    assert (windows[:, 0] >= 0.2).all()
+    assert (windows[:, 0] <= 1.0).all()
     assert windows[:, 1:].abs().max() <= 1
     assert BOUNDS.windows(BOUNDS.raw(0.37)).tolist() == pytest.approx([0.37, 0, 0], abs=1e-6)
     random = BOUNDS.at_random(torch.full((500,), 0.4), torch.Generator().manual_seed(0))
     assert (random[:, 0] == 0.4).all()
-    assert random[:, 1:].min() < -0.9 and random[:, 1:].max() > 0.9
+    assert random[:, 1:].min() < -0.9
+    assert random[:, 1:].max() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,38 @@ def test_localisers_start_in_the_middle_see_their_own_class_and_can_be_standardi
     changed = images.clone()
     changed[:, 0] = 0
     assert torch.equal(net(changed)[:, 1], net(images)[:, 1])
+
+
+# -- the search -----------------------------------------------------------------------------------------------------
+
+
+def test_the_search_finds_the_one_thing_that_all_images_share():
+    """A bright square somewhere, and a half as bright one elsewhere in some images; the encoder sees small pictures."""
+    generator = torch.Generator().manual_seed(3)
+    images, boxes = torch.zeros(20, 1, 48, 48), torch.zeros(20, 4)
+    for image, box in zip(images, boxes, strict=True):
+        left, top = torch.randint(0, 32, (2,), generator=generator).tolist()
+        image[0, top + 2 : top + 14, left + 2 : left + 14] = torch.linspace(0.5, 1, 12)
+        box.copy_(torch.tensor([left, top, left + 16, top + 16]))
+
+    def encode(images, windows):
+        return crops(images[:, None], windows[:, None], 8, True).flatten(1)
+
+    bounds = WindowBounds(scale_min=0.25, scale_max=0.75, initial_scale=0.45, max_shift=0.75)
+    windows = search_windows(encode, images, bounds, generator, n_windows=60, n_prototypes=80)
+    assert iou(window_boxes_px(windows, 48), boxes).median() > 0.5
+    at_random = bounds.at_random(torch.full((20,), 1 / 3), generator)
+    assert iou(window_boxes_px(at_random, 48), boxes).median() < 0.2
+
+
+def test_localisers_can_be_fitted_to_windows():
+    torch.manual_seed(0)
+    images = torch.zeros(6, 1, 1, 40, 40)
+    for i in range(6):
+        images[i, 0, 0, 5 * i : 5 * i + 10, 5:20] = 1
+    net = Localisers(1, (1, 40, 40), BOUNDS, crop_px=12)
+    net.standardise(images)
+    windows = torch.stack([torch.full((6,), 0.4), torch.zeros(6), torch.linspace(-0.6, 0.6, 6)], dim=1)[:, None]
+    before = (net(images) - windows).square().mean().item()
+    fit_windows(net, images, windows, steps=150, batch_size=6, seed=0)
+    assert (net(images) - windows).square().mean().item() < 0.05 * before

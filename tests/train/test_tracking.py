@@ -1,16 +1,21 @@
 """Weights & Biases: not even imported when disabled; offline, its files hold what the run's page would show."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from stn.results.records import RunKey, record_path
-from stn.train.run import run
+from stn.train.run import OutOfTime, run
+from stn.train.telemetry import Telemetry, confusion
 from stn.train.tracking import tracking
 
 VERB = Path(__file__).with_name("toy_verb.py")
@@ -41,8 +46,24 @@ def offline_run(offline_environment, toy_mnist, settings_of, tmp_path):
     """Settings, record and the W&B folder of a short tracked run."""
     settings = settings_of("mnist_r", "st_fcn_affine", "seed=1", "wandb.mode=offline", steps=STEPS)
     record = run(settings)
-    (folder,) = (tmp_path / "outputs").rglob("offline-run-*")
+    (folder,) = run_folders(tmp_path)
     return settings, record, folder
+
+
+def run_folders(tmp_path):
+    """Those of offline runs, oldest first."""
+    return sorted((tmp_path / "outputs").rglob("offline-run-*"))
+
+
+def history_of(folder):
+    """metric -> training step -> value"""
+    history = defaultdict(dict)
+    for line in map(json.loads, leet(folder).splitlines()):
+        if line["type"] == "history":
+            values = line["history"].get("item", line["history"])
+            for name, value in values.items():
+                history[name][values.get("trainer/global_step")] = value
+    return history
 
 
 def test_an_offline_run_holds_what_its_page_shows(offline_run):
@@ -51,25 +72,33 @@ def test_an_offline_run_holds_what_its_page_shows(offline_run):
     assert (shown["state"], shown["exit_code"]) == ("finished", 0)
     assert shown["name"] == "mnist_r/st_fcn_affine/smoke/seed1"
     assert shown["project"] == settings["wandb"]["project"]
-    assert set(shown["tags"]) == {"mnist_r", "st_fcn_affine", "smoke", "seed1"}
+    assert set(shown["tags"]) == {"mnist_r", "st_fcn_affine", "smoke", "seed1", "real"}
     assert {name: shown["config"][name] for name in ("task", "model", "recipe", "seed")} == {
         name: settings[name] for name in ("task", "model", "recipe", "seed")
     }
+    assert shown["config"]["n_params"] == record["n_params"]
     summary = shown["summary"]
+    assert {name: summary[name] for name in ("status", "wall_s")} == {
+        name: record[name] for name in ("status", "wall_s")
+    }
     assert summary["test/error_pct"] == pytest.approx(record["metrics"]["test/error_pct"])
     assert summary["train/loss"] == pytest.approx(record["curve"]["train/loss"][-1])
 
-    history = defaultdict(dict)  # metric -> step -> value
-    for line in map(json.loads, leet(folder).splitlines()):
-        if line["type"] == "history":
-            values = line["history"].get("item", line["history"])
-            for name, value in values.items():
-                history[name][values.get("trainer/global_step")] = value
+    history = history_of(folder)
     curve = record["curve"]
     for name in ("train/loss", "train/error_pct"):
         assert list(history[name]) == curve["step"] == list(range(50, STEPS + 1, 50))
         assert list(history[name].values()) == pytest.approx(curve[name])
-    assert list(history["train/lr"]) == curve["step"]
+    parts = [f"optim/{what}_{part}" for what in ("lr", "grad_norm") for part in ("localiser", "rest")]
+    for name in ("train/lr", "train/images_per_s", *parts):
+        assert list(history[name]) == curve["step"]
+        assert all(value > 0 for value in history[name].values())
+    (table,) = folder.rglob("media/table/confusion_matrix*.json")
+    counts = {(true, found): n for true, found, n in json.loads(table.read_text())["data"]}
+    assert sum(counts.values()) == record["n_test"] * record["test_draws"]
+    wrong = sum(n for (true, found), n in counts.items() if true != found) / sum(counts.values())
+    assert 100 * wrong == pytest.approx(record["metrics"]["test/error_pct"])
+    assert all(sum(counts[str(k), str(j)] for j in range(10)) == 30 * record["test_draws"] for k in range(10))
     for name in ("theta/grid_inside", "theta/theta_std_0", "theta/angle_std_after_deg", "warps.filenames"):
         assert min(history[name]) == 0  # before training, and on the same axis as the losses
         assert max(history[name]) == STEPS
@@ -80,6 +109,70 @@ def test_an_offline_run_holds_what_its_page_shows(offline_run):
     pictures = sorted(folder.rglob("media/images/warps*.png"))
     assert len(pictures) == len(history["warps.filenames"])
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_what_is_logged_of_the_optimiser_is_true_and_changes_no_number(
+    offline_environment, toy_mnist, settings_of, tmp_path, monkeypatch
+):
+    """Norms against the gradients of each last step, part by part; everything else against an untracked run."""
+    norms, log = {}, Telemetry.on_train_batch_end
+
+    def spy(self, trainer, module, *rest):
+        parts = {"localiser": 0.0, "rest": 0.0}
+        for name, parameter in module.net.named_parameters():
+            part = "localiser" if ".localisation." in name or ".regression." in name else "rest"
+            parts[part] += parameter.grad.double().square().sum().item()
+        norms[module.steps_done] = parts
+        log(self, trainer, module, *rest)
+
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", spy)
+    tracked, untracked = (
+        run(settings_of("mnist_r", "st_fcn_tps", f"wandb.mode={mode}", localiser_lr_multiplier=0.1))
+        for mode in ("offline", "disabled")
+    )
+    for name in ("curve", "metrics", "per_draw", "test_wrong"):
+        assert tracked[name] == untracked[name]
+    history = history_of(*run_folders(tmp_path))
+    for step in (50, 100):
+        assert history["optim/lr_localiser"][step] == pytest.approx(0.1 * history["optim/lr_rest"][step])
+        for part, square in norms[step].items():
+            assert history[f"optim/grad_norm_{part}"][step] == pytest.approx(math.sqrt(square), rel=1e-5)
+
+
+def test_a_stopped_run_is_preempted_and_goes_on_as_the_same_run(offline_environment, toy_mnist, settings_of, tmp_path):
+    settings = settings_of("mnist_r", "fcn", "wandb.mode=offline", steps=STEPS)
+    with pytest.raises(OutOfTime):
+        run(settings, deadline=time.time())
+    assert run(settings)["status"] == "ok"
+    folders = run_folders(tmp_path)
+    stopped, finished = (json.loads(leet(folder, "--summary")) for folder in folders)
+    assert stopped["run_id"] == finished["run_id"]
+    assert (stopped["state"], stopped["summary"]["status"]) == ("failed", "stopped")
+    assert "preempting" in {json.loads(line)["type"] for line in leet(folders[0]).splitlines()}
+    assert (finished["state"], finished["summary"]["status"]) == ("finished", "ok")
+    together = [*history_of(folders[0])["train/loss"], *history_of(folders[1])["train/loss"]]
+    assert together == list(range(50, STEPS + 1, 50))
+
+
+def test_every_run_of_a_process_is_closed_as_what_it_was(
+    offline_environment, toy_mnist, settings_of, tmp_path, monkeypatch
+):
+    """As in a multirun with the basic launcher: diverged, failed, and then one that is well."""
+
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    assert run(settings_of("mnist_r", "fcn", "seed=0", "wandb.mode=offline", lr=1e30))["status"] == "diverged"
+    with monkeypatch.context() as patch:
+        patch.setattr("stn.tasks.classification.Classification.chunk_metrics", broken)
+        with pytest.raises(RuntimeError, match="broken"):
+            run(settings_of("mnist_r", "fcn", "seed=1", "wandb.mode=offline"))
+    run(settings_of("mnist_r", "fcn", "seed=2", "wandb.mode=offline", steps=STEPS))
+    ends = {}
+    for folder in run_folders(tmp_path):
+        shown = json.loads(leet(folder, "--summary"))
+        ends[shown["config"]["seed"]] = (shown["state"], shown["exit_code"], shown["summary"]["status"])
+    assert ends == {0: ("failed", 1, "diverged"), 1: ("failed", 1, "failed"), 2: ("finished", 0, "ok")}
 
 
 @pytest.fixture
@@ -102,9 +195,22 @@ def test_a_resumed_run_continues_the_same_wandb_run(loggers, settings_of):
     assert first["id"] == again["id"]
     assert first["resume"] == "allow"
     assert first["group"] == "mnist_r/fcn"  # seeds of one cell
+    assert first["mode"] == "offline"
     others = [loggers(key._replace(**change), settings)["id"] for change in ({"seed": 1}, {"model": "cnn"})]
     others.append(loggers(key, {**settings, "results_dir": settings["results_dir"] + "/sweeps"})["id"])
-    assert len({first["id"], *others}) == 4
+    others.append(loggers(key, {**settings, "data": "standin"})["id"])
+    assert len({first["id"], *others}) == 5
+
+
+def test_a_sweep_is_a_group(loggers, settings_of):
+    plain = settings_of("mnist_r", "fcn", "wandb.mode=offline")
+    key = RunKey("mnist_r", "fcn", "smoke", 0)
+    departed = key._replace(protocol="smoke-0123abcd")
+    assert loggers(departed, plain)["group"] == "sweep of mnist_r/fcn, smoke"
+    assert loggers(departed, plain)["job_type"] == "smoke-0123abcd"
+    assert loggers(key, {**plain, "data": "standin"})["group"] == "mnist_r/fcn standin"
+    named = settings_of("mnist_r", "fcn", "wandb.mode=offline", "wandb.group=rates")
+    assert loggers(key, named)["group"] == loggers(departed, named)["group"] == "rates"
 
 
 def test_an_unknown_mode_is_an_error_of_one_line(settings_of, tmp_path):
@@ -129,3 +235,14 @@ def test_a_run_without_tracking_does_not_import_wandb(toy_data_dir, tmp_path):
     assert lines[-1] == "wandb imported: False"
     assert record_path(tmp_path / "results", RunKey("mnist_r", "fcn", "smoke", 0)).exists()
     assert not list(tmp_path.rglob("*wandb*"))
+
+
+def test_the_confusion_matrix_of_many_classes_is_a_picture():
+    labels, predicted = torch.tensor([0, 0, 0, 0, 59]), torch.tensor([0, 0, 0, 1, 59])
+    (picture,) = confusion(labels, predicted, 60).values()
+    pixels = np.asarray(picture.image)
+    assert pixels.shape[:2] == (60, 60)
+    assert pixels[59, 59] == 0  # all of them
+    assert pixels[0, 0] == pytest.approx(64, abs=1)
+    assert pixels[0, 1] == pytest.approx(191, abs=1)
+    assert (pixels[1:59] == 255).all()

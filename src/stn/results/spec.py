@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class TableSpec:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.model for row in self.rows))
+
+    def without_paper(self) -> "TableSpec":
+        """The same cells without a number of the paper's or of others': for data that are not theirs."""
+        reference = {row: dict.fromkeys(cells) for row, cells in self.reference.items()}
+        return replace(self, reference=reference, cited={})
 
     def cells(self) -> list[tuple[Row, Column, float | None]]:
         """Every cell with the paper's number, or None, row by row."""

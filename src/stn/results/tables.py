@@ -49,6 +49,7 @@ def table_cells(
     Raises: RecordError when runs of one cell differ in more than the seed, or runs of one task were not
     tested on the same images.
     """
+    spec = spec if data == "real" else spec.without_paper()
     chosen = select(spec, records, protocol, data)
     check_unique(chosen)
     _check_alike(chosen, ("task", "model"), ("config_hash",))
@@ -65,7 +66,11 @@ def table_cells(
 def render_table(
     spec: TableSpec, records: Iterable[Mapping[str, Any]], protocol: str, out_dir: str | Path, data: str = "real"
 ) -> list[Path]:
-    """Write `<name>_<protocol>.md/.csv/.tex` (`…_standin.…` for stand-in data) and return their paths."""
+    """Write `<name>_<protocol>.md/.csv/.tex` (`…_standin.…` for stand-in data) and return their paths.
+
+    Numbers of the paper and of others stand beside real data only.
+    """
+    spec = spec if data == "real" else spec.without_paper()
     chosen = select(spec, records, protocol, data)
     cells = table_cells(spec, chosen, protocol, data)
     title, note = describe(spec, chosen, cells, protocol, data)
@@ -103,9 +108,14 @@ def describe(
         f"Protocol {protocol}: {' / '.join(notes) or 'no note'}".rstrip("."),
         f"Seeds per cell: {seeds}",
         "Test: " + (" / ".join(f"{n} images × {draws} draws" for n, draws in tests) or "none"),
-        f"Cells: ours, mean ± 95 % interval over seeds (paper); {better} is better",
+        f"Cells: ours, mean ± 95 % interval over seeds{' (paper)' if has_paper(cells) else ''}; {better} is better",
     ]
     return title, ". ".join(parts) + "."
+
+
+def has_paper(cells: pd.DataFrame) -> bool:
+    """Whether any cell has a number of the paper's to stand beside."""
+    return bool(cells["paper"].notna().any())
 
 
 def cell_text(cell: Mapping[str, Any], expected_n: int) -> str:
@@ -149,13 +159,16 @@ def latex(spec: TableSpec, cells: pd.DataFrame, title: str, note: str) -> str:
 
 
 def overview(spec: TableSpec, cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, per column "ours (paper)"; then the cited rows, which nobody ran here."""
-    expected_n = int(cells["n"].max())
+    """One row per model, per column "ours (paper)"; then the cited rows, which nobody ran here.
+
+    The brackets hold notes alone in a table to which the paper has no number.
+    """
+    expected_n, papers = int(cells["n"].max()), has_paper(cells)
     texts = {}
     for cell in cells.to_dict("records"):
         value, notes = _value_and_notes(cell, expected_n)
-        paper = "; ".join(filter(None, [_paper(cell["paper"]), notes]))
-        texts[cell["row"], cell["task"]] = f"{value} ({paper})"
+        bracket = "; ".join(filter(None, [papers and _paper(cell["paper"]), notes]))
+        texts[cell["row"], cell["task"]] = f"{value} ({bracket})" if bracket else value
     rows = [[row.label, *(texts.get((row.name, task), NO_NUMBER) for task in spec.tasks)] for row in spec.rows]
     for label, numbers in spec.cited.items():
         cited = [f"({_paper(numbers[task])})" if task in numbers else NO_NUMBER for task in spec.tasks]

@@ -87,9 +87,7 @@ class _Run:
         write_record(self.path, self.record)
 
 
-def run(
-    settings: dict, progress=None, deadline: float | None = None, callbacks: Sequence[Callback] = ()
-) -> dict:
+def run(settings: dict, progress=None, deadline: float | None = None, callbacks: Sequence[Callback] = ()) -> dict:
     """Train and test what `settings` (conf/train.yaml, resolved) describe; write the record and return it.
 
     `progress` is called with the number of steps done, now and then. `deadline`: a time.time() at which to stop.

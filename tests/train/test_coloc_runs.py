@@ -1,0 +1,157 @@
+"""Runs of co-localisation on toy digits, with a small encoder that lies where its run would have left it."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.config import compose_run
+from experiments.galleries import table5
+from stn.data.errors import DataError
+from stn.families import build, coloc, needs
+from stn.nets.mnist import Cnn
+from stn.results.records import read_record, unpack_wrong
+from stn.tasks.colocalisation import Colocalisation, iou, window_boxes_px
+from stn.train import run as run_module
+from stn.train.run import run
+from stn.train.settings import record_file, run_folder
+
+CANVAS = 48
+
+
+@pytest.fixture
+def settings_of_coloc(tmp_path, toy_mnist, monkeypatch):
+    """Call it with a task and recipe=…: a run of seconds."""
+    monkeypatch.setattr(coloc, "PATCH_DONORS", 30)
+
+    def make(task: str = "coloc_t", **recipe) -> dict:
+        tiny = {"images_per_class": 6, "batch_size": 4, "steps": 60, "search_windows": 8, "search_prototypes": 5}
+        tiny |= {"fit_steps": 2} | recipe
+        return compose_run(
+            [
+                *(f"task={task}", "model=coloc_st", "protocol=smoke", "device=cpu", "progress=false"),
+                *(f"protocol.coloc.{name}={value}" for name, value in tiny.items()),
+                *(f"task.clutter.canvas={CANVAS}", f"results_dir={tmp_path / 'results'}"),
+                f"output_dir={tmp_path / 'outputs'}",
+            ]
+        )
+
+    return make
+
+
+@pytest.fixture
+def encoder(settings_of_coloc):
+    """A CNN with random weights, as the run of the encoder would leave it; returns its file."""
+    torch.manual_seed(1)
+    path = run_folder(coloc.encoder_settings(settings_of_coloc())) / "weights.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(Cnn((1, 28, 28), (3, 4)).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def never_collapsed(monkeypatch):
+    monkeypatch.setattr(Colocalisation, "collapse", lambda self, loss: None)
+
+
+def test_a_run_needs_the_weights_of_its_encoder_and_says_how_to_make_them(settings_of_coloc):
+    settings = settings_of_coloc()
+    assert needs(settings) == [("mnist_p", "cnn")]
+    with pytest.raises(DataError, match=r"experiments\.train task=mnist_p model=cnn protocol=smoke seed=0$"):
+        run(settings)
+    assert not record_file(settings).exists()
+
+
+def test_weights_of_another_net_are_refused(settings_of_coloc, encoder):
+    torch.save(Cnn((1, 28, 42), (3, 4)).state_dict(), encoder)
+    with pytest.raises(ValueError, match="not those of a CNN for 1x28x28"):
+        run(settings_of_coloc())
+
+
+def test_too_few_images_of_a_digit_are_said(settings_of_coloc, encoder):
+    with pytest.raises(DataError, match=r"digit 0 has 60 images, but recipe\.images_per_class is 61"):
+        run(settings_of_coloc(images_per_class=61))
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 1}, {"images_per_class": 3}, {"search_windows": 1}])
+def test_a_recipe_that_cannot_work_is_refused(settings_of_coloc, wrong):
+    with pytest.raises(ValueError, match=r"recipe\.\w+ must be at least"):
+        run(settings_of_coloc(**wrong))
+
+
+@pytest.mark.parametrize("task", ["coloc_t", "coloc_tc"])
+def test_a_run_ends_in_a_record_that_its_weights_confirm(settings_of_coloc, encoder, never_collapsed, task, tmp_path):
+    settings = settings_of_coloc(task)
+    run(settings)
+    record = read_record(record_file(settings))
+    metrics, wrong = record["metrics"], unpack_wrong(record["test_wrong"])
+    assert (record["status"], record["n_test"], wrong.shape) == ("ok", 60, (1, 60))
+    by_digit = [metrics[f"test/correct_pct_digit{k}"] for k in range(10)]
+    assert by_digit == pytest.approx(100 * (1 - wrong.reshape(10, 6).mean(1)))
+    assert metrics["test/correct_pct"] == pytest.approx(np.mean(by_digit))
+    assert metrics["test/correct_pct_worst"] == pytest.approx(min(by_digit))
+    assert metrics["test/error_pct"] == pytest.approx(100 - metrics["test/correct_pct"], abs=1e-4)
+    kinds = sum(metrics[f"test/{kind}_pct"] for kind in ("off", "loose", "tight", "shifted"))
+    assert kinds == pytest.approx(metrics["test/error_pct"], abs=1e-4)
+    unseen = [metrics[f"test/correct_unseen_pct_digit{k}"] for k in range(10)]
+    assert metrics["test/correct_unseen_pct"] == pytest.approx(np.mean(unseen))
+    weights = torch.load(encoder, weights_only=True)
+    assert record["data_checksums"]["encoder mnist_p/cnn/smoke/seed0"] == coloc.weights_sha256(weights)
+
+    module = build(settings).module
+    module.net.load_state_dict(torch.load(run_folder(settings) / "weights.pt", weights_only=True))
+    scenes = module.scenes["train"]
+    with torch.no_grad():
+        overlap = iou(window_boxes_px(module.net(scenes.images), CANVAS), scenes.boxes_px)
+    assert overlap.mean().item() == pytest.approx(metrics["test/iou"], abs=1e-3)
+    noted = module.net.trace_step >= 0
+    assert module.net.trace_step[noted].tolist() == [0, 50, 60]
+    assert not torch.equal(module.net.trace[0], module.net.trace[-1])
+
+    wanted = {"protocol": "smoke", "data": "real", "data_dir": settings["data_dir"], "output_dir": "none"}
+    assert table5.draw(tmp_path, [record], wanted) == []  # without weights nothing is drawn
+
+
+def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(
+    settings_of_coloc, encoder, never_collapsed, monkeypatch
+):
+    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    settings = settings_of_coloc(steps=110)
+    whole = run(settings)
+    whole_weights = torch.load(run_folder(settings) / "weights.pt", weights_only=True)
+
+    def stop(steps):
+        if steps >= 100:
+            raise SystemError("interrupted")
+
+    with pytest.raises(SystemError):
+        run(settings, progress=stop)
+    monkeypatch.setattr(Colocalisation, "begin", lambda self: pytest.fail("searched again"))
+    seen = []
+    resumed = run(settings, progress=seen.append)
+    assert seen[0] > 50  # it did resume
+    elapsed = {"wall_s", "images_per_s", "finished_at"}
+    assert {k: v for k, v in resumed.items() if k not in elapsed} == {
+        k: v for k, v in whole.items() if k not in elapsed
+    }
+    for name, tensor in torch.load(run_folder(settings) / "weights.pt", weights_only=True).items():
+        assert torch.equal(tensor, whole_weights[name]), name
+
+
+def test_seeds_differ_in_their_images_and_share_the_unseen_ones(settings_of_coloc, encoder):
+    first, again, other = (build(settings_of_coloc() | {"seed": seed}).module.scenes for seed in (0, 0, 1))
+    assert torch.equal(first["train"].images, again["train"].images)
+    assert not torch.equal(first["train"].images, other["train"].images)
+    assert torch.equal(first["unseen"].images, other["unseen"].images)
+
+
+def test_the_true_box_holds_the_digit(settings_of_coloc, encoder, toy_digits):
+    """On a black ground all the ink is that of the digit, in the box."""
+    scenes = build(settings_of_coloc()).module.scenes["train"]
+    left, top, right, bottom = scenes.boxes_px[2, 7].int().tolist()
+    image = scenes.images[2, 7, 0]
+    crop = (255 * image[top:bottom, left:right]).round().byte()
+    sevens = toy_digits["train"].images[toy_digits["train"].labels == 7]
+    assert (sevens == crop).all((1, 2)).any()
+    assert image.sum().item() == pytest.approx(image[top:bottom, left:right].sum().item())

@@ -1,0 +1,117 @@
+"""Jobs end as values wherever they run, a lost one included, and no run is trained twice at once."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from stn.train.claim import Busy, claimed
+from stn.train.executors import ENGINES, extra, launch
+from stn.train.pool import Finished
+from stn.train.run import OutOfTime
+
+
+@pytest.fixture(params=["submitit", "ray"])
+def launcher(request, monkeypatch, tmp_path):
+    """The settings of a launcher that is installed, as conf/launcher has them."""
+    if request.param == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder
+        return {"name": "ray", "address": None, "resources": {"num_cpus": 1, "num_gpus": 0}}
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(submitit.core.core.Job, "_results_timeout_s", 0.5)  # how long the file of a lost job may take
+    parameters = {"timeout_min": 1, "gpus_per_node": 0, "slurm_partition": None}
+    return {"name": "submitit", "cluster": "local", "folder": str(tmp_path / "jobs"), "parameters": parameters}
+
+
+@pytest.mark.filterwarnings("ignore")  # of ray and its dependencies
+def test_every_job_ends_as_what_it_returned_or_what_ended_it(launcher, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def job(stack, deadline, progress):  # a function in a function travels by value
+        if stack == ["kill"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if stack == ["raise"]:
+            raise ValueError("no room")
+        return [{"name": name, "folder": os.getcwd()} for name in stack]
+
+    stacks = [["kill"], ["raise"], ["a", "b"], ["c"]]
+    events = list(launch(stacks, 2, None, launcher, job))
+    assert all(isinstance(event, Finished) for event in events)
+    killed, raised, two, one = sorted(events, key=lambda event: event.index)
+    assert killed.records is None
+    assert isinstance(killed.error, RuntimeError)
+    assert "lost" in str(killed.error) or "ended without a result" in str(killed.error)
+    assert (type(raised.error), str(raised.error)) == (ValueError, "no room")
+    assert two == Finished(2, [{"name": "a", "folder": str(tmp_path)}, {"name": "b", "folder": str(tmp_path)}], None)
+    assert one.records[0]["name"] == "c"
+
+
+class Here:
+    """An engine that runs a job when it is asked for its outcome, and counts how many are under way."""
+
+    def __init__(self, launcher, workers):
+        self.running, self.most, self.cancelled, self.closed = 0, 0, [], False
+        launcher["engine"] = self
+
+    def start(self, function, *arguments):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        return function, arguments
+
+    def outcome(self, job):
+        self.running -= 1
+        function, arguments = job
+        return function(*arguments)
+
+    def cancel(self, job):
+        self.cancelled.append(job[1][1])
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setitem(ENGINES, "here", Here)
+    monkeypatch.setattr("stn.train.executors.POLL_S", 0)
+    return {"name": "here"}
+
+
+def test_no_more_jobs_than_workers_are_under_way(here):
+    events = list(launch(list("abcdefg"), 3, None, here, lambda stack, *_: [stack]))
+    assert [event.records for event in events] == [[letter] for letter in "abcdefg"]
+    assert here["engine"].most == 3
+    assert here["engine"].closed
+
+
+def test_after_the_deadline_nothing_starts(here):
+    (event,) = launch(["a"], 1, time.time() - 1, here, lambda *_: pytest.fail("it ran"))
+    assert isinstance(event.error, OutOfTime)
+
+
+def test_jobs_of_a_command_that_ends_early_are_cancelled(here):
+    events = launch(list("abc"), 2, None, here, lambda stack, *_: [stack])
+    next(events)
+    events.close()
+    assert here["engine"].cancelled == ["b"]  # c was not started
+    assert here["engine"].closed
+
+
+def test_a_missing_extra_and_an_unknown_launcher_say_so_in_a_line():
+    with pytest.raises(ValueError, match=r"^no_such_package is not installed: .*\[sweeps\]'$"):
+        extra("no_such_package", "sweeps")
+    with pytest.raises(ValueError, match=r"^launcher must be one of local, submitit, ray, got 'cloud'$"):
+        launch([], 1, None, {"name": "cloud"})
+
+
+def test_a_run_that_another_process_trains_is_refused_until_that_ends(settings_of):
+    stack = [settings_of("mnist_r", "fcn"), settings_of("mnist_r", "cnn")]
+    with claimed(stack):
+        with pytest.raises(Busy, match="mnist_r/cnn/smoke/seed0: another process"), claimed(stack[1:]):
+            pass
+        with claimed([settings_of("mnist_e", "fcn")]):
+            pass
+    with claimed(stack):
+        pass
