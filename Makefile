@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY = PASSIVE
 RUN = .venv/bin/python -m experiments.
 REPRODUCE = $(RUN)reproduce protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) data=$(DATA)
 
-.PHONY: help reproduce reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-3d test lint tables report figures data data-svhn data-cub setup clean
+.PHONY: help reproduce reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-3d sweep test lint tables report dashboard figures data data-svhn data-cub setup clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -37,6 +37,9 @@ reproduce-table5: setup data  ## Table 5, co-localisation (trains its encoder fi
 reproduce-3d: setup data  ## App. A.3, digits in volumes
 	$(REPRODUCE) table=table3d $(ARGS)
 
+sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser task=mnist_e …" (extra: pip install -e '.[sweeps]')
+	$(RUN)sweep workers=$(WORKERS) data=$(DATA) $(ARGS)
+
 test: setup      ## the tests
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
@@ -49,6 +52,9 @@ tables: setup    ## render results/tables from the committed records alone
 
 report: setup    ## results/report.html: all tables, claims, curves and pictures on one page, each number with its runs
 	$(RUN)report $(ARGS)
+
+dashboard: setup ## W&B workspace and report of the tracked runs (needs an account, and pip install -e '.[dashboard]')
+	@$(RUN)dashboard $(ARGS) </dev/null
 
 figures: setup data  ## redraw results/figures from records and trained weights
 	$(RUN)figures table1 --protocol $(PROTOCOL)

@@ -15,8 +15,10 @@ import yaml
 
 from experiments.cli import main
 from experiments.config import CONF
+from stn.results.records import RunKey
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table
+from stn.train.tracking import default_group
 
 NAME = "Spatial Transformer Networks, replicated"
 LOCAL = "`make report` writes the same tables, curves and galleries to results/report.html"
@@ -67,7 +69,7 @@ def create(entity: str | None, project: str, tables: list[Rendered]) -> Iterator
     except wandb.errors.Error as error:
         raise ValueError(f"no W&B account: {' '.join(str(error).split())} Without one, {LOCAL}") from error
     except ModuleNotFoundError as error:
-        if error.name != "wandb_workspaces":
+        if error.name.partition(".")[0] != "wandb_workspaces":
             raise
         raise ValueError(f"the dashboard needs an extra: pip install -e '.[dashboard]'; without it, {LOCAL}") from error
 
@@ -78,22 +80,23 @@ def rendered(results_dir: Path) -> Iterator[Rendered]:
         for path in sorted((results_dir / "tables").glob(f"{spec.name}_*.md")):
             first = pd.read_csv(path.with_suffix(".csv"), nrows=1).iloc[0]
             text = path.read_text(encoding="utf-8").split("\n## Claims, part by part")[0].split("\n## Cells")[0]
-            yield Rendered(spec, first["protocol"], first["data"], text.replace("\n## ", "\n### ").replace("# ", "## ", 1))
+            lower = text.replace("\n## ", "\n### ").replace("# ", "## ", 1)  # the page has a title of its own
+            yield Rendered(spec, first["protocol"], first["data"], lower)
 
 
 def workspace(entity: str, project: str):
-    """The saved view of the project: sections of panels, runs coloured by model."""
+    """The saved view of the project: sections of panels, runs grouped by cell and protocol."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    results = [_by_model(ERROR), _by_seed(ERROR), wr.RunComparer(diff_only="split")]
+    results = [_by_cell(ERROR), _by_seed(ERROR), wr.RunComparer(diff_only="split")]
     sections = [ws.Section(name="Results", panels=results, is_open=True)]
     for name, keys in CURVES.items():
         media = [_gallery()] if name == "Spatial transformer" else []
         sections.append(ws.Section(name=name, panels=[*map(_curve, keys), *media], is_open=True))
     sections.append(ws.Section(name="Confusion matrix", panels=[_confusion()]))
     pinned = ["summary:status", f"summary:{ERROR}", "summary:images_per_s"]
-    groups = ws.RunsetSettings(groupby=[ws.Config("task.name"), ws.Config("model.name")], pinned_columns=pinned)
+    groups = ws.RunsetSettings(groupby=[ws.Metric("Group"), ws.Metric("JobType")], pinned_columns=pinned)
     return ws.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=groups)
 
 
@@ -101,10 +104,10 @@ def report(entity: str, project: str, tables: list[Rendered]):
     """Table by table: ours beside the paper's, then the runs behind it."""
     import wandb_workspaces.reports.v2 as wr
 
-    blocks = [wr.P(f"Tables of committed records, and the tracked runs of this project. {LOCAL}."), wr.TableOfContents()]
+    blocks = [wr.P(f"Tables of the records, and the runs that W&B tracked. {LOCAL}."), wr.TableOfContents()]
     for table in tables:
-        runs = wr.Runset(entity=entity, project=project, name=table.protocol, filters=run_filter(table))
-        panels = [_by_model(table.spec.metric), _by_seed(table.spec.metric), *map(_curve, CURVES["Training"][:2])]
+        runs = wr.Runset(name=table.protocol, filters=run_filter(table))  # of the report's own project
+        panels = [_by_cell(table.spec.metric), _by_seed(table.spec.metric), *map(_curve, CURVES["Training"][:2])]
         blocks += [wr.MarkdownBlock(table.text), wr.PanelGrid(runsets=[runs], panels=[*panels, _gallery()])]
     if not tables:
         blocks.append(wr.P("No table has been rendered yet: run `make tables`."))
@@ -112,24 +115,25 @@ def report(entity: str, project: str, tables: list[Rendered]):
 
 
 def run_filter(table: Rendered) -> str:
-    """The finished runs that fill cells of a table, in W&B's words."""
-    names = ", ".join(f"'{task}'" for task in table.spec.tasks)
-    same = f"Config('protocol') = '{table.protocol}' and Config('data') = '{table.data}'"
-    return f"Config('task.name') in [{names}] and {same} and State = 'finished'"
+    """The finished runs that fill cells of a table, in W&B's words; those of sweeps have groups of their own."""
+    protocol = table.protocol
+    keys = dict.fromkeys(RunKey(column.task, row.model, protocol, 0) for row, column, _ in table.spec.cells())
+    groups = ", ".join(repr(default_group(key, table.data)) for key in keys)
+    return f"Group in [{groups}] and JobType = '{protocol}' and State = 'finished'"
 
 
 def _curve(key: str):
-    """Mean and range over the seeds of each model."""
+    """Mean and range over the seeds of each cell."""
     import wandb_workspaces.reports.v2 as wr
 
-    over_seeds = {"groupby": wr.Config("model.name"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    over_seeds = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     return wr.LinePlot(title=key, x=STEP, y=[key], log_y=key in LOGARITHMIC, title_x="training step", **over_seeds)
 
 
-def _by_model(key: str):
+def _by_cell(key: str):
     import wandb_workspaces.reports.v2 as wr
 
-    return wr.BarPlot(title=f"{key} by model", metrics=[key], groupby=wr.Config("model.name"), groupby_aggfunc="mean")
+    return wr.BarPlot(title=f"{key} by cell", metrics=[key], groupby=wr.Metric("Group"), groupby_aggfunc="mean")
 
 
 def _by_seed(key: str):

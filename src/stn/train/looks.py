@@ -1,7 +1,6 @@
 """What the spatial transformers of a run do to its first images: pictures and statistics, for every family of tasks."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from stn.results.figures import Warp, warp_gallery
 from stn.results.volume_figures import VolumeWarp, volume_gallery
 from stn.tasks.colocalisation import Colocalisation, crops
 from stn.tasks.training import Training
+from stn.train.snapshots import evaluating
 from stn.transform import SpatialTransformer, Warped
 from stn.transform.grids import attention_grid
 
@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 @torch.no_grad()
 def look(module: Training) -> Look | None:
-    """As the test would see it, and without a trace: no random number is drawn. None for a net without a transformer."""
+    """As the test would see it, and without a trace: no random number is drawn. None without a transformer."""
     with evaluating(module.net):
         if isinstance(module, Colocalisation):
             return _look_at_scenes(module)
@@ -48,18 +48,6 @@ def draw(path: Path, found: Look, title: str) -> Path:
         return volume_gallery(path, found.warps, title)
     every = max(2, found.warps[0].grid.shape[0] // GRID_LINES)
     return warp_gallery(path, found.warps, title, found.per_image if found.per_image > 1 else 3, every)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """The net in evaluation mode; afterwards every layer's own mode is put back."""
-    training = {layer: layer.training for layer in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        for layer, mode in training.items():
-            layer.training = mode
 
 
 def _look_at_stream(module: Training) -> Look | None:

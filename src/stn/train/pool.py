@@ -79,8 +79,8 @@ def _run(index: int, job: Callable, stack: list, deadline: float | None) -> list
 
 def in_time(job: Callable, stack: list, deadline: float | None, progress: Callable[[int], None] | None) -> list[dict]:
     """What `job` makes of a stack. Raises: OutOfTime when the deadline is past before it starts."""
-    from stn.train.run import OutOfTime
-
     if deadline is not None and time.time() >= deadline:
+        from stn.train.run import OutOfTime
+
         raise OutOfTime("not started, the time budget is used up")
     return job(stack, deadline, progress)

@@ -1,6 +1,7 @@
 """Keeps what the spatial transformers of a run make of the same test images, at a few steps of its training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -74,12 +75,19 @@ def _observes(module: Training) -> bool:
 
 @torch.no_grad()
 def _thetas(net: torch.nn.Module, images: Tensor) -> Sequence[Tensor]:
-    """Theta of each transformer as the test would see it; every layer's mode is put back."""
+    """Theta of each transformer as the test would see it."""
+    with evaluating(net):
+        _, seen = net.observe(images.to(next(net.parameters())))
+    return [warped.theta.cpu() for warped in ([seen] if hasattr(seen, "theta") else seen)]
+
+
+@contextmanager
+def evaluating(net: torch.nn.Module) -> Iterator[None]:
+    """The net in evaluation mode; afterwards every layer's own mode is put back."""
     training = {layer: layer.training for layer in net.modules()}
     net.eval()
     try:
-        _, seen = net.observe(images.to(next(net.parameters())))
+        yield
     finally:
         for layer, mode in training.items():
             layer.training = mode
-    return [warped.theta.cpu() for warped in ([seen] if hasattr(seen, "theta") else seen)]

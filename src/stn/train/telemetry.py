@@ -1,4 +1,4 @@
-"""Logs to W&B how a run trains and how it ends: learning rates, gradient norms, throughput, confusion matrix, status."""
+"""Logs to W&B how a run trains and how it ends: rates, gradient norms, throughput, confusion matrix, status."""
 
 import pytorch_lightning as pl
 import torch
@@ -60,9 +60,10 @@ class Telemetry(pl.Callback):
 
         self.failed = True
         run = trainer.logger.experiment
-        if isinstance(exception, OutOfTime | KeyboardInterrupt):
-            run.mark_preempting()  # W&B then shows the run as preempted, to be resumed
         status = "diverged" if isinstance(exception, Diverged) else "failed"
+        if isinstance(exception, OutOfTime | KeyboardInterrupt):
+            status = "stopped"
+            run.mark_preempting()  # W&B then shows the run as preempted, to be resumed
         run.summary.update({"status": status, "reason": f"{type(exception).__name__}: {exception}"[:500]})
 
 

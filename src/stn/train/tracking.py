@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from stn.results.records import RunKey
+from stn.results.records import RunKey, records_root
 from stn.train.settings import science
 
 MODES = ("disabled", "offline", "online")
@@ -33,7 +33,7 @@ def tracking(settings: dict, key: RunKey, folder: Path) -> Iterator[tuple[object
     from stn.train.telemetry import Telemetry
     from stn.train.warp_pictures import WarpPictures
 
-    identity = f"{key}|{Path(settings['results_dir']).resolve()}"
+    identity = f"{key}|{records_root(settings['results_dir'], settings['data']).resolve()}"
     logger = WandbLogger(
         project=wandb_settings["project"],
         entity=wandb_settings["entity"],
@@ -42,7 +42,7 @@ def tracking(settings: dict, key: RunKey, folder: Path) -> Iterator[tuple[object
         id=hashlib.sha256(identity.encode()).hexdigest()[:12],
         resume="allow",
         save_dir=str(folder),
-        group=wandb_settings.get("group") or default_group(key),
+        group=wandb_settings["group"] or default_group(key, settings["data"]),
         job_type=key.protocol,
         tags=[key.task, key.model, key.protocol, f"seed{key.seed}", settings["data"]],
         config=science(settings)
@@ -57,13 +57,14 @@ def tracking(settings: dict, key: RunKey, folder: Path) -> Iterator[tuple[object
         wandb.finish(exit_code)
 
 
-def default_group(key: RunKey) -> str:
+def default_group(key: RunKey, data: str) -> str:
     """The seeds of one cell, whose protocols are W&B's job types; the runs of a sweep over a cell are another group.
 
-    A run that departs from its protocol is a sweep's, and has a protocol name with a hash (`experiments.train`).
+    A run that departs from its protocol is a sweep's, and has a protocol name with a hash (`stn.train.settings`).
     """
+    cell = f"{key.task}/{key.model}" + ("" if data == "real" else f" {data}")
     protocol, _, variant = key.protocol.partition("-")
-    return f"sweep {key.task}/{key.model}/{protocol}" if variant else f"{key.task}/{key.model}"
+    return f"sweep of {cell}, {protocol}" if variant else cell
 
 
 def log_outcome(logger, measured: Mapping, step: int) -> None:
