@@ -100,8 +100,8 @@ def _explain_config(error: Exception, config: str) -> str:
 def _explain_key(key: str, config: str) -> str:
     """An unknown setting: the settings beside it, or the groups when it is a first name."""
     parent, _, name = key.rpartition(".")
-    groups = ["task=mnist_r", "model=fcn"] if config == "train" else []
-    node = OmegaConf.to_container(compose_config(config, groups))
+    groups = {"train": ["task=mnist_r", "model=fcn"], "sweep": ["sweep=localiser"]}  # those without a usual choice
+    node = OmegaConf.to_container(compose_config(config, groups.get(config, [])))
     for part in parent.split(".") if parent else []:
         node = node.get(part, {}) if isinstance(node, dict) else {}
     allowed = sorted(node) if isinstance(node, dict) else []

@@ -62,6 +62,7 @@ def _search(wanted: dict):
 
 def _train(search, study, left: int, wanted: dict) -> list[str]:
     """Trains `left` trials; one line for each that raised."""
+    from stn.data.seeds import stream_seed
     from stn.train.executors import launch
     from stn.train.pool import Finished
     from stn.train.run import OutOfTime
@@ -70,8 +71,9 @@ def _train(search, study, left: int, wanted: dict) -> list[str]:
 
     at_once = MAX_REPLICAS if search.stack else 1
     sizes = [min(at_once, left - first) for first in range(0, left, at_once)]
-    first_seed = len(study.trials)  # of the sampler: an interrupted search does not repeat itself
-    jobs = [Job(search, size, first_seed + i) for i, size in enumerate(sizes)]
+    earlier = len(study.trials)  # an interrupted search does not repeat itself
+    seeds = [stream_seed(search.settings["seed"], "search", earlier + i) for i in range(len(sizes))]
+    jobs = [Job(search, size, seed % 2**32) for size, seed in zip(sizes, seeds, strict=True)]
     budget_s, steps = wanted["time_budget_s"], search.settings["recipe"]["steps"]
     deadline = None if budget_s is None else time.time() + budget_s
     failures, late, seen = [], False, [0.0] * len(jobs)
@@ -102,7 +104,7 @@ def _report(event, study) -> list[str]:
     for trial in event.records:
         params = ", ".join(f"{name} {_short(value)}" for name, value in trial["params"].items())
         ended = "pruned" if trial["value"] is None else f"{trial['value']:.2f} % held-out error"
-        console.print(f"  trial {trial['number']}: {ended} ({params})")
+        console.print(f"  trial {trial['number']}: {ended} ({params})", soft_wrap=True)
     return []
 
 
@@ -118,7 +120,7 @@ def _render(study, search) -> None:
     command = _command(search.settings, found.params)
     folder = Path(search.settings["results_dir"]) / "sweeps" / "studies" / search.study
     for path in write_study(study, folder, command):
-        console.print(f"wrote {path}")
+        console.print(f"wrote {path}", soft_wrap=True)
     console.print(f"best: trial {found.number}, {found.value:.2f} % held-out error; to test it:")
     console.print(f"  {command}", soft_wrap=True)
 

@@ -142,6 +142,13 @@ def test_a_bad_run_is_named_and_only_listed_again_when_asked(call, cell, status)
     assert "would run: mnist_e/fcn" in call(*only, "retry=true")[1]
 
 
+def test_a_run_that_fills_several_rows_is_run_once_and_after_the_run_that_it_needs(call, tmp_path):
+    _, said = call("table=table5", "tasks=null", "models=null", "dry_run=true")
+    assert "2 runs: 0 done, 0 failed, 2 missing" in said
+    listed = re.findall(r"would run: (\S+)", said)
+    assert listed == keys("mnist_p/cnn") + keys("coloc_t/coloc_st", "coloc_tc/coloc_st")
+
+
 def test_a_bad_run_is_replaced_when_asked(call, cell):
     path = put(cell("mnist_e/fcn"), status="collapsed", reason="why")
     only = ("tasks=[mnist_e]", "models=[fcn]")

@@ -144,6 +144,27 @@ def test_metric_below(judge, record, after, outcome):
     assert "against 52.00" in result.evidence
 
 
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        ((99, 99, 99), "holds"),
+        ((99, 98, 99), "holds"),
+        ((90, 97, 99), "undecided"),
+        ((90, 91, 90), "fails"),
+        ((99,), "undecided"),
+    ],
+)
+def test_metric_at_least(judge, record, values, outcome):
+    records = [record(AFFINE, seed=seed, metrics={"m": float(value)}) for seed, value in enumerate(values)]
+    result = judge(f"kind: metric_at_least, tasks: [mnist_r], models: [{AFFINE}], metric: m, at_least: 96", records)
+    assert result.outcome == outcome
+    without = [record(AFFINE, metrics={"other": 1.0})]
+    assert (
+        judge(f"kind: metric_at_least, tasks: [mnist_r], models: [{AFFINE}], metric: m, at_least: 96", without).outcome
+        == "missing"
+    )
+
+
 def test_the_pairing_decides(judge, record):
     """Two models whose errors sit on the same hard digits differ more surely than two whose errors do not."""
     rng = np.random.default_rng(0)

@@ -333,7 +333,7 @@ def test_heldout_never_reads_the_test_set_and_measures_on_digits_it_did_not_trai
 
 def test_bf16_rounds_the_classifier_and_leaves_grid_and_sampler_alone(toy_mnist, settings_of):
     seen = {}
-    settings = settings_of("mnist_r", "st_fcn_affine", steps=1, batch_size=4)
+    settings = settings_of("mnist_r", "st_fcn_affine", steps=10, batch_size=4)
     for precision in ("float32", "bf16"):
         module = build(settings).module
         module.precision = precision

@@ -51,7 +51,7 @@ class Classification(Training):
 
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         batch = self.draw_batch()
-        logits = self.net(batch.images).float()
+        logits = self.net(batch.images)
         return cross_entropy(logits, batch.labels), (logits.detach(), batch.labels)
 
     def chunk_metrics(self, outcomes: list) -> dict[str, float]:

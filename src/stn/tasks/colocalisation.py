@@ -1,5 +1,6 @@
 """Co-localisation (App. A.2): finding the object that images share, without a label, by comparing crops."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from stn.data.seeds import stream_seed
 from stn.nets.colocalisation import Localisers
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
-from stn.tasks.window_search import fit_windows, hinge_loss, search_windows, squared_distances
+from stn.tasks.window_search import Search, fit_windows, hinge_loss, search_windows, squared_distances
 from stn.transform import sample
 from stn.transform.grids import attention_grid
 
@@ -89,15 +90,14 @@ class Colocalisation(Training):
     """Trains the localisers of K classes on `train`, whose images are also the test, as in the paper.
 
     `encoder`: crops (B, C, crop_px, crop_px) -> a list of feature tensors (B, ...); frozen. `names`: of the classes.
-    The recipe has, besides a `Recipe`'s settings, `alpha`, `crop_distance`, `crop_px`, `antialias` and, for the
-    search at the beginning, `search_windows`, `search_prototypes` and `fit_steps`; its `batch_size` is that of each
-    class.
+    The recipe has, besides a `Recipe`'s settings, `alpha`, `crop_distance`, `crop_px` and `antialias`; its
+    `batch_size` is that of each class. Without a `search` the windows begin in the middle, all alike.
     Metrics: percent of windows with IoU above 0.5 (CorLoc), by class and mean over classes, on the training images and
     on `unseen` ones; and how the wrong ones go wrong (`misses`).
-    Deviation: every layer of e() is divided by the root mean squared distance of random crops, times the number of
-    layers, so that two random crops are `crop_distance` apart (squared) in the mean; the paper's alpha of 1 has no
-    meaning in the units of a net's activations. The random crop of an image has the size of its window; the paper
-    names none.
+    Deviation: the layers of e() are scaled so that two random crops are `crop_distance` apart (squared) in the mean, of
+    which each layer has its share (`layer_weights`; without them all the same). The paper concatenates activations as
+    they are, but its alpha of 1 has no meaning in the units of a net that is not its own. The random crop of an image
+    has the size of its window; the paper names none.
     """
 
     def __init__(
@@ -109,12 +109,15 @@ class Colocalisation(Training):
         names: Sequence[str],
         recipe: Recipe,
         seed: int,
+        search: Search | None = None,
+        layer_weights: Sequence[float] | None = None,
         chunk_steps: int = CHUNK_STEPS,
     ) -> None:
         super().__init__(net, recipe, seed, chunk_steps)
         self.encoders = [encoder]  # in a list: no part of the module's state
         self.scenes = {"train": train, "unseen": unseen}
         self.names = tuple(names)
+        self.search, self.layer_weights = search, layer_weights
         self.image_px = train.images.shape[-1]
         self.n_test = train.images.shape[0] * len(self.names)
         # What the windows did, for the figure: at some steps, on the first images; -1 where nothing is noted yet.
@@ -138,8 +141,11 @@ class Colocalisation(Training):
         share = torch.rand(images.shape[:2], generator=generator, device=self.device)
         windows = bounds.at_random(bounds.scale_min + (bounds.scale_max - bounds.scale_min) * share, generator)
         layers = self.encoders[0](self._crops(images, windows))
-        found = [squared_distances(layer.flatten(1), layer.flatten(1)).mean() for layer in layers]
-        return [(self.recipe.crop_distance / (len(found) * mean.clamp(min=1e-12))).sqrt().item() for mean in found]
+        shares = self.layer_weights or [1.0] * len(layers)
+        return [
+            math.sqrt(self.recipe.crop_distance * weight / sum(shares) / max(_mean_distance(layer.flatten(1)), 1e-12))
+            for layer, weight in zip(layers, shares, strict=True)
+        ]
 
     def _crops(self, images: Tensor, windows: Tensor) -> Tensor:
         return crops(images, windows, self.recipe.crop_px, self.recipe.antialias)
@@ -152,15 +158,14 @@ class Colocalisation(Training):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if not self.net.has_begun:
+        if self.search and not self.net.has_begun:
             started = time.perf_counter()
             self.begin()
             self.train_s += time.perf_counter() - started
 
     def begin(self) -> None:
         """Puts the windows where a search by the loss finds them (`search_windows`), class by class."""
-        images, recipe = self.scenes["train"].images, self.recipe
-        found = []
+        images, found = self.scenes["train"].images, []
         for k in range(len(self.names)):
             generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "search", k))
             found.append(
@@ -168,14 +173,13 @@ class Colocalisation(Training):
                     lambda images, windows: self.encode(images[:, None], windows[:, None])[0],
                     images[:, k],
                     self.net.bounds,
-                    recipe.alpha,
                     generator,
-                    recipe.search_windows,
-                    recipe.search_prototypes,
+                    self.search.windows,
+                    self.search.prototypes,
                 )
             )
         seed = stream_seed(self.seed, "fit")
-        fit_windows(self.net, images, torch.stack(found, dim=1), recipe.fit_steps, recipe.batch_size, seed)
+        fit_windows(self.net, images, torch.stack(found, dim=1), self.search.fit_steps, self.recipe.batch_size, seed)
         self.net.has_begun.fill_(True)
 
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -251,3 +255,7 @@ class Colocalisation(Training):
         if lost > LOST_SHARE * len(self.names):
             return f"the windows of {lost} of {len(self.names)} classes are not on their objects"
         return None
+
+
+def _mean_distance(features: Tensor) -> float:
+    return squared_distances(features, features).mean().item()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from stn.nets.colocalisation import Localisers, WindowBounds
 
-RANDOM_DRAWS = 8  # random crops per image that a choice of windows is judged by
+RANDOM_CROPS = 8  # of each image, that its windows are compared with
+REFINEMENTS = 3
+NEAR_SCALE, NEAR_SHIFT = 0.3, 0.4  # how far: log of the scale; shift in units of half the window's side
 ENCODED_AT_ONCE = 400
 FIT_LR = 0.004
 
@@ -28,42 +31,86 @@ def hinge_loss(between: Tensor, to_random: Tensor, alpha: float) -> Tensor:
     return (hinge * others).sum((-2, -1)) / (n * (n - 1))
 
 
+class Search(NamedTuple):
+    """How long to search: random windows of each image, prototypes among them, steps to fit the localisers."""
+
+    windows: int
+    prototypes: int
+    fit_steps: int
+
+
 @torch.no_grad()
 def search_windows(
     encode: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
     bounds: WindowBounds,
-    alpha: float,
     generator: torch.Generator,
     n_windows: int,
     n_prototypes: int,
 ) -> Tensor:
-    """The windows (N, 3), one for each image of a class, with the least loss among those that it tries.
+    """The windows (N, 3), one for each image of a class, that a search by the terms of the loss finds.
 
     It encodes `n_windows` random windows of each image, their scales uniform in the logarithm. Some of all these crops
-    are prototypes in turn: each image then takes the window whose crop is nearest to the prototype, and the loss of
-    these N crops is measured. The prototype with the least wins.
+    are prototypes in turn: each image takes the window whose crop is nearest to the prototype. The prototype wins whose
+    N crops have the least ½ ‖e_n - e_m‖² - ‖e_n - e_rand(n)‖² in the mean, which is what the gradient of `pair_loss`
+    descends. Then `REFINEMENTS` times each image takes, of random windows around its own, the one with the least loss.
     Deviation: the paper starts with windows that are all alike and descends the gradient. From there most descents end
     with all windows on blank ground, also a minimum of its loss though a higher one.
     Shapes: images (N, C, H, W); encode(images (B, C, H, W), windows (B, 3)) -> (B, F).
     """
     n, device = len(images), images.device
-    share = torch.rand(n, n_windows, generator=generator, device=device)
+    each = torch.arange(n, device=device)
+
+    def encoded(windows: Tensor) -> Tensor:
+        """(N, P, 3) -> (N, P, F)."""
+        of_image = each.repeat_interleave(windows.shape[1]).split(ENCODED_AT_ONCE)
+        parts = windows.flatten(0, 1).split(ENCODED_AT_ONCE)
+        return torch.cat([encode(images[i], part) for i, part in zip(of_image, parts, strict=True)]).unflatten(
+            0, (n, -1)
+        )
+
     ratio = math.log(bounds.scale_max / bounds.scale_min)
+    share = torch.rand(n, n_windows, generator=generator, device=device)
     windows = bounds.at_random(bounds.scale_min * (ratio * share).exp(), generator)
-    parts = windows.flatten(0, 1).split(ENCODED_AT_ONCE)
-    of_image = torch.arange(n, device=device).repeat_interleave(n_windows).split(ENCODED_AT_ONCE)
-    encoded = torch.cat([encode(images[i], part) for i, part in zip(of_image, parts, strict=True)])
-    prototypes = torch.randperm(len(encoded), generator=generator, device=device)[:n_prototypes]
-    nearest = squared_distances(encoded[prototypes], encoded).unflatten(1, (n, n_windows)).argmin(-1)
-    encoded, each = encoded.unflatten(0, (n, n_windows)), torch.arange(n, device=device)
-    others = torch.randint(n_windows, (RANDOM_DRAWS, n), generator=generator, device=device)
-    to_random = squared_distances(encoded, encoded[each, others].transpose(0, 1))  # (N, n_windows, RANDOM_DRAWS)
-    losses = []
+    crops = encoded(windows)
+    random = crops[:, :RANDOM_CROPS]
+    chosen = _best_prototype(crops, random, generator, n_prototypes)
+    windows, crops = windows[each, chosen], crops[each, chosen]
+    for _ in range(REFINEMENTS):
+        tried = torch.cat([windows[:, None], _around(windows, n_windows // REFINEMENTS, bounds, generator)], dim=1)
+        candidates = encoded(tried)
+        mean = crops.mean(0, keepdim=True)[None]
+        # What the sum over all pairs changes by with e_n: twice its distance to the others, as n and as m.
+        loss = 2 * squared_distances(candidates, mean)[..., 0] - squared_distances(candidates, random).mean(-1)
+        chosen = loss.argmin(1)
+        windows, crops = tried[each, chosen], candidates[each, chosen]
+    return windows
+
+
+def _best_prototype(crops: Tensor, random: Tensor, generator: torch.Generator, n_prototypes: int) -> Tensor:
+    """Which window each image takes: crops (N, P, F), random crops (N, R, F) -> (N,)."""
+    n = len(crops)
+    each = torch.arange(n, device=crops.device)
+    flat = crops.flatten(0, 1)
+    prototypes = torch.randperm(len(flat), generator=generator, device=flat.device)[:n_prototypes]
+    nearest = squared_distances(flat[prototypes], flat).unflatten(1, crops.shape[:2]).argmin(-1)
+    to_random = squared_distances(crops, random).mean(-1)
+    scores = []
     for chosen in nearest:
-        crops = encoded[each, chosen]
-        losses.append(hinge_loss(squared_distances(crops, crops), to_random[each, chosen].T, alpha).mean())
-    return windows[each, nearest[torch.stack(losses).argmin()]]
+        taken = crops[each, chosen]
+        between = squared_distances(taken, taken).sum() / (n * (n - 1))
+        scores.append(between / 2 - to_random[each, chosen].mean())
+    return nearest[torch.stack(scores).argmin()]
+
+
+def _around(windows: Tensor, n_tried: int, bounds: WindowBounds, generator: torch.Generator) -> Tensor:
+    """Random windows near given ones, within the bounds: (N, 3) -> (N, n_tried, 3)."""
+    noise = 2 * torch.rand(len(windows), n_tried, 3, generator=generator, device=windows.device) - 1
+    scale = windows[:, None, :1] * (NEAR_SCALE * noise[..., :1]).exp()
+    centre = windows[:, None, 1:] + NEAR_SHIFT * windows[:, None, :1] * noise[..., 1:]
+    return torch.cat(
+        [scale.clamp(bounds.scale_min, bounds.scale_max), centre.clamp(-bounds.max_shift, bounds.max_shift)], dim=-1
+    )
 
 
 def fit_windows(net: Localisers, images: Tensor, windows: Tensor, steps: int, batch_size: int, seed: int) -> None:

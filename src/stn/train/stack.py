@@ -122,8 +122,8 @@ class Stack(pl.LightningModule):
         """One training step of every replica: their losses (R,), and logits and labels of each."""
         batches = [replica.draw_batch() for replica in self.replicas]
         with computing(self.replicas[0].precision, self.device):
-            logits = self(torch.stack([batch.images for batch in batches])).float()
-        loss = torch.stack([cross_entropy(y, batch.labels) for y, batch in zip(logits, batches, strict=True)])
+            logits = self(torch.stack([batch.images for batch in batches]))
+            loss = torch.stack([cross_entropy(y, batch.labels) for y, batch in zip(logits, batches, strict=True)])
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.sum().backward()
