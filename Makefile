@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY = PASSIVE
 RUN = .venv/bin/python -m experiments.
 REPRODUCE = $(RUN)reproduce protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) data=$(DATA)
 
-.PHONY: help reproduce reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-3d sweep test lint tables report dashboard figures data data-svhn data-cub setup clean
+.PHONY: help bench reproduce reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-3d sweep test lint tables report dashboard figures data data-svhn data-cub setup clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -55,6 +55,10 @@ report: setup    ## results/report.html: all tables, claims, curves and pictures
 
 dashboard: setup ## W&B workspace and report of the tracked runs (needs an account, and pip install -e '.[dashboard]')
 	@$(RUN)dashboard $(ARGS) </dev/null
+
+bench: setup data   ## measure speed: Lightning's loop, a training step and its parts, the SVHN networks
+	$(RUN)bench
+	$(RUN)bench_svhn
 
 figures: setup data  ## redraw results/figures from records and trained weights
 	$(RUN)figures table1 --protocol $(PROTOCOL)
