@@ -354,7 +354,7 @@ def test_precision_belongs_to_the_settings_of_a_record_only_where_it_is_not_the_
     assert science(settings_of("mnist_r", "fcn", "precision=bf16"))["precision"] == "bf16"
 
 
-def test_a_warm_up_of_less_than_a_step_is_refused():
+def test_a_warm_up_that_torch_would_divide_by_zero_for_is_refused():
     one_cycle = GOOD | {"schedule": "one_cycle", "warmup_fraction": 0.2}
     MnistRecipe(**one_cycle | {"steps": 5})
     with pytest.raises(ValueError, match=r"warmup_fraction 0\.2 of 4 steps"):

@@ -55,8 +55,8 @@ class Recipe:
                 raise ValueError(f"recipe.{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"recipe.warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
-        if self.schedule == "one_cycle" and 0 < self.warmup_fraction * (self.steps + 1) <= 1:
-            raise ValueError(f"recipe.warmup_fraction {self.warmup_fraction} of {self.steps} steps is less than a step")
+        if self.schedule == "one_cycle" and self.warmup_fraction * (self.steps + 1) == 1:
+            raise ValueError(f"recipe.warmup_fraction {self.warmup_fraction} of {self.steps} steps is no whole step")
         if self.nesterov and self.momentum == 0:
             raise ValueError("recipe.nesterov must be false where recipe.momentum is 0")
 
