@@ -20,7 +20,6 @@ from stn.train.settings import from_settings, run_folder, run_key
 
 DATA = ("real",)
 CLASSES = 10
-ENCODER_LAYERS = 3
 # Other digits that the patches of one class's images are cut from.
 PATCH_DONORS = 1000
 
@@ -36,7 +35,6 @@ class ColocRecipe(Recipe):
     encoder_protocol: str
     alpha: float
     crop_distance: float
-    layer_weights: list
     crop_px: int
     scale_min: float
     scale_max: float
@@ -54,11 +52,6 @@ class ColocRecipe(Recipe):
         self.must_be_at_least(RANDOM_CROPS, "search_windows")
         self.must_be_at_least(1, "search_prototypes")
         self.bounds()
-        numbers = [w for w in self.layer_weights if isinstance(w, int | float) and w >= 0]
-        if len(numbers) != ENCODER_LAYERS or len(self.layer_weights) != ENCODER_LAYERS or sum(numbers) == 0:
-            raise ValueError(
-                f"recipe.layer_weights must be {ENCODER_LAYERS} numbers, 0 or more, got {self.layer_weights}"
-            )
 
     def bounds(self) -> WindowBounds:
         return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)
@@ -93,7 +86,7 @@ def build(settings: dict) -> Built:
     net.standardise(train.images)
     names = [f"digit{k}" for k in range(CLASSES)]
     search = Search(recipe.search_windows, recipe.search_prototypes, recipe.fit_steps)
-    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed, search, recipe.layer_weights)
+    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed, search)
     return Built(module, widths, MNIST_MD5 | checksum)
 
 

@@ -19,8 +19,8 @@ class WindowBounds:
     """The windows that a localiser can choose: scale `scale_min` to `scale_max`, centre within ±`max_shift`.
 
     Deviation: the paper bounds nothing. Its loss has minima where all windows see nothing, beyond the image's border
-    or zoomed out until the object vanishes, so here the centre stays in the image and the scale in a range: the object
-    is taken to be a quarter to half as wide as the image, say.
+    or zoomed out until the object vanishes, so here the centre stays in the image and the scale in a range around
+    the size that the object is known to have roughly.
     Raises: ValueError for a range that is none.
     """
 

@@ -94,10 +94,9 @@ class Colocalisation(Training):
     `batch_size` is that of each class. Without a `search` the windows begin in the middle, all alike.
     Metrics: percent of windows with IoU above 0.5 (CorLoc), by class and mean over classes, on the training images and
     on `unseen` ones; and how the wrong ones go wrong (`misses`).
-    Deviation: the layers of e() are scaled so that two random crops are `crop_distance` apart (squared) in the mean, of
-    which each layer has its share (`layer_weights`; without them all the same). The paper concatenates activations as
-    they are, but its alpha of 1 has no meaning in the units of a net that is not its own. The random crop of an image
-    has the size of its window; the paper names none.
+    Deviation: the layers of e() are scaled so that two random crops are `crop_distance` apart (squared) in the mean,
+    in equal parts. The paper concatenates activations as they are, but its alpha of 1 has no meaning in the units of a
+    net that is not its own. The random crop of an image has the size of its window; the paper names none.
     """
 
     def __init__(
@@ -110,14 +109,13 @@ class Colocalisation(Training):
         recipe: Recipe,
         seed: int,
         search: Search | None = None,
-        layer_weights: Sequence[float] | None = None,
         chunk_steps: int = CHUNK_STEPS,
     ) -> None:
         super().__init__(net, recipe, seed, chunk_steps)
         self.encoders = [encoder]  # in a list: no part of the module's state
         self.scenes = {"train": train, "unseen": unseen}
         self.names = tuple(names)
-        self.search, self.layer_weights = search, layer_weights
+        self.search = search
         self.image_px = train.images.shape[-1]
         self.n_test = train.images.shape[0] * len(self.names)
         # What the windows did, for the figure: at some steps, on the first images; -1 where nothing is noted yet.
@@ -141,10 +139,9 @@ class Colocalisation(Training):
         share = torch.rand(images.shape[:2], generator=generator, device=self.device)
         windows = bounds.at_random(bounds.scale_min + (bounds.scale_max - bounds.scale_min) * share, generator)
         layers = self.encoders[0](self._crops(images, windows))
-        shares = self.layer_weights or [1.0] * len(layers)
         return [
-            math.sqrt(self.recipe.crop_distance * weight / sum(shares) / max(_mean_distance(layer.flatten(1)), 1e-12))
-            for layer, weight in zip(layers, shares, strict=True)
+            math.sqrt(self.recipe.crop_distance / len(layers) / max(_mean_distance(layer.flatten(1)), 1e-12))
+            for layer in layers
         ]
 
     def _crops(self, images: Tensor, windows: Tensor) -> Tensor:
