@@ -19,7 +19,7 @@ def draw(folder: Path, records: list[dict], wanted: dict) -> list[Path]:
         images, truth, windows, steps = _trace(module)
         task, protocol = record["task"], record["protocol"]
         lines = sorted({round(i * (len(steps) - 1) / (SHEET_LINES - 1)) for i in range(SHEET_LINES)})
-        title = f"{task}: the same images during the training, window (orange) and true box (blue, dashed); {protocol}"
+        title = f"{task}, {protocol}: window (orange) and true box (blue). Up to step 0: learning the search's windows"
         paths.append(
             window_sheet(
                 folder / f"windows_{task}_{protocol}.png",
@@ -40,8 +40,8 @@ def _trace(module):
     """images (K, n, H, W), true boxes (K, n, 4), windows as boxes (T, K, n, 4), and the T steps."""
     from stn.tasks.colocalisation import window_boxes_px
 
-    noted = module.net.trace_step >= 0
-    windows = window_boxes_px(module.net.trace[noted], module.image_px).transpose(1, 2)
-    scenes, n = module.scenes["train"], module.net.trace.shape[1]
+    steps, windows = module.trace()
+    windows = window_boxes_px(windows, module.image_px).transpose(1, 2)
+    scenes, n = module.scenes["train"], windows.shape[2]
     images, truth = scenes.images[:n, :, 0].transpose(0, 1), scenes.boxes_px[:n].transpose(0, 1)
-    return images.numpy(), truth.numpy(), windows.numpy(), module.net.trace_step[noted].tolist()
+    return images.numpy(), truth.numpy(), windows.numpy(), steps

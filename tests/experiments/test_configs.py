@@ -141,6 +141,22 @@ def test_table_1_has_the_papers_numbers():
     assert spec.lower_is_better
 
 
+def test_table_5_has_the_papers_numbers():
+    reference = load_table(CONF / "table" / "table5.yaml").reference
+    assert [reference[f"digit{k}"]["coloc_t"] for k in range(10)] == [100] * 10
+    assert [reference[f"digit{k}"]["coloc_tc"] for k in range(10)] == [81, 82, 88, 75, 94, 84, 93, 85, 89, 87]
+
+
+@pytest.mark.parametrize(("task", "n_patches"), [("coloc_t", 0), ("coloc_tc", 16)])
+def test_co_localisation_is_the_papers(task, n_patches):
+    for protocol in PROTOCOLS:
+        settings = composed(task, "coloc_st", protocol)
+        assert settings["recipe"]["encoder_protocol"] == protocol
+    assert settings["recipe"]["images_per_class"] == 100
+    assert settings["recipe"]["alpha"] == 1
+    assert (settings["task"]["clutter"]["canvas"], settings["task"]["clutter"]["n_patches"]) == (84, n_patches)
+
+
 # -- tables ---------------------------------------------------------------------------------------------------------
 
 

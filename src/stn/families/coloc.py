@@ -20,6 +20,7 @@ from stn.train.settings import from_settings, run_folder, run_key
 
 DATA = ("real",)
 CLASSES = 10
+CHUNK_STEPS = 10  # a step takes half a second
 # Other digits that the patches of one class's images are cut from.
 PATCH_DONORS = 1000
 
@@ -86,7 +87,7 @@ def build(settings: dict) -> Built:
     net.standardise(train.images)
     names = [f"digit{k}" for k in range(CLASSES)]
     search = Search(recipe.search_windows, recipe.search_prototypes, recipe.fit_steps)
-    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed, search)
+    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed, search, CHUNK_STEPS)
     return Built(module, widths, MNIST_MD5 | checksum)
 
 

@@ -18,8 +18,7 @@ from stn.transform import sample
 from stn.transform.grids import attention_grid
 
 CORRECT_IOU = 0.5
-TRACED_IMAGES = 8
-TRACED_STEPS = 24
+TRACED_IMAGES, TRACED_FIT, TRACED_STEPS = 8, 8, 16
 # A class is lost when most of its windows miss the object's middle.
 LOST_SHARE = 0.5
 
@@ -93,7 +92,7 @@ class Colocalisation(Training):
     The recipe has, besides a `Recipe`'s settings, `alpha`, `crop_distance`, `crop_px` and `antialias`; its
     `batch_size` is that of each class. Without a `search` the windows begin in the middle, all alike.
     Metrics: percent of windows with IoU above 0.5 (CorLoc), by class and mean over classes, on the training images and
-    on `unseen` ones; and how the wrong ones go wrong (`misses`).
+    on `unseen` ones; how the wrong ones go wrong (`misses`); and what was correct before the descent (`begin`).
     Deviation: the layers of e() are scaled so that two random crops are `crop_distance` apart (squared) in the mean,
     in equal parts. The paper concatenates activations as they are, but its alpha of 1 has no meaning in the units of a
     net that is not its own. The random crop of an image has the size of its window; the paper names none.
@@ -116,13 +115,18 @@ class Colocalisation(Training):
         self.scenes = {"train": train, "unseen": unseen}
         self.names = tuple(names)
         self.search = search
+        self.step = 0  # as `steps_done`, but within a chunk, too
         self.image_px = train.images.shape[-1]
         self.n_test = train.images.shape[0] * len(self.names)
-        # What the windows did, for the figure: at some steps, on the first images; -1 where nothing is noted yet.
+        self.traced_steps = _evenly(-search.fit_steps, 0, TRACED_FIT)[:-1] if search else []
+        self.traced_steps += _evenly(0, recipe.steps, TRACED_STEPS)
         shown = min(TRACED_IMAGES, len(train.images))
-        net.register_buffer("trace", torch.zeros(TRACED_STEPS, shown, len(self.names), 3))
-        net.register_buffer("trace_step", torch.full((TRACED_STEPS,), -1))
+        net.register_buffer("trace", torch.zeros(len(self.traced_steps), shown, len(self.names), 3))
+        net.register_buffer("trace_noted", torch.zeros(len(self.traced_steps), dtype=torch.bool))
         net.register_buffer("has_begun", torch.tensor(False))  # the search is done, at most once per run
+        net.register_buffer(
+            "begin_correct_pct", torch.zeros(2)
+        )  # of the search's windows, and of the nets fitted to them
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -162,7 +166,8 @@ class Colocalisation(Training):
 
     def begin(self) -> None:
         """Puts the windows where a search by the loss finds them (`search_windows`), class by class."""
-        images, found = self.scenes["train"].images, []
+        images, boxes_px = self.scenes["train"]
+        found = []
         for k in range(len(self.names)):
             generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "search", k))
             found.append(
@@ -175,11 +180,18 @@ class Colocalisation(Training):
                     self.search.prototypes,
                 )
             )
-        seed = stream_seed(self.seed, "fit")
-        fit_windows(self.net, images, torch.stack(found, dim=1), self.search.fit_steps, self.recipe.batch_size, seed)
+        found, seed = torch.stack(found, dim=1), stream_seed(self.seed, "fit")
+        for step in fit_windows(self.net, images, found, self.search.fit_steps, self.recipe.batch_size, seed):
+            self._note_windows(step - self.search.fit_steps)
+        with torch.no_grad():
+            for i, windows in enumerate((found, self.net(images))):
+                overlap = iou(window_boxes_px(windows, self.image_px), boxes_px)
+                self.net.begin_correct_pct[i] = 100 * (overlap > CORRECT_IOU).float().mean()
         self.net.has_begun.fill_(True)
 
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self._note_windows(self.step)
+        self.step += 1
         scenes, n = self.scenes["train"], self.recipe.batch_size
         chosen = torch.randperm(len(scenes.images), generator=self.generator, device=self.device)[:n]
         images = scenes.images[chosen]
@@ -200,8 +212,10 @@ class Colocalisation(Training):
             "train/distance_to_random": to_random.mean().item(),
         }
 
+    # -- what the windows did, for the figure -------------------------------------------------------------------------
+
     def begin_chunk(self) -> int:
-        self._note_windows(self.steps_done)
+        self.step = self.steps_done
         return super().begin_chunk()
 
     def end_chunk(self, losses: Tensor, outcomes: list) -> dict[str, float]:
@@ -211,11 +225,16 @@ class Colocalisation(Training):
 
     @torch.no_grad()
     def _note_windows(self, step: int) -> None:
-        """Notes the windows of the first images, at most `TRACED_STEPS` times, first and last step among them."""
-        place = round((TRACED_STEPS - 1) * step / self.recipe.steps)
-        if self.net.trace_step[place] < 0 or step == self.recipe.steps:
+        """Notes the windows of the first images at the steps of `traced_steps`; those of the fit count up to 0."""
+        if step in self.traced_steps:
+            place = self.traced_steps.index(step)
             self.net.trace[place] = self.net(self.scenes["train"].images[: self.net.trace.shape[1]])
-            self.net.trace_step[place] = step
+            self.net.trace_noted[place] = True
+
+    def trace(self) -> tuple[list[int], Tensor]:
+        """The T steps at which windows were noted, and the windows then, on the first images: (T, n, K, 3)."""
+        noted = self.net.trace_noted.tolist()
+        return [step for step, there in zip(self.traced_steps, noted, strict=True) if there], self.net.trace[noted]
 
     # -- test -------------------------------------------------------------------------------------------------------
 
@@ -240,6 +259,9 @@ class Colocalisation(Training):
             self.metrics |= {f"test/{kind}_pct": 100 * wrong.float().mean().item() for kind, wrong in found.items()}
             self.metrics["test/lost_classes"] = (found["off"].float().mean(0) > LOST_SHARE).sum().item()
             self.metrics["test/scale"] = windows[..., 0].mean().item()
+            if self.search:
+                searched, fitted = self.net.begin_correct_pct.tolist()
+                self.metrics |= {"test/correct_searched_pct": searched, "test/correct_fitted_pct": fitted}
             self.test_wrong = (overlap <= CORRECT_IOU).T.reshape(1, -1).cpu()  # class by class
 
     def on_test_end(self) -> None:
@@ -256,3 +278,8 @@ class Colocalisation(Training):
 
 def _mean_distance(features: Tensor) -> float:
     return squared_distances(features, features).mean().item()
+
+
+def _evenly(first: int, last: int, n: int) -> list[int]:
+    """At most n different steps, evenly from first to last."""
+    return sorted({round(first + (last - first) * i / (n - 1)) for i in range(n)})

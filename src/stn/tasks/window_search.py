@@ -1,7 +1,7 @@
 """Where co-localisation begins: for each image the best of some random windows, by the loss alone."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,7 +53,8 @@ def search_windows(
     It encodes `n_windows` random windows of each image, their scales uniform in the logarithm. Some of all these crops
     are prototypes in turn: each image takes the window whose crop is nearest to the prototype. The prototype wins whose
     N crops have the least ½ ‖e_n - e_m‖² - ‖e_n - e_rand(n)‖² in the mean, which is what the gradient of `pair_loss`
-    descends. Then `REFINEMENTS` times each image takes, of random windows around its own, the one with the least loss.
+    descends. Then `REFINEMENTS` times each image takes, of all its windows and of more around its own, the one with
+    the least loss.
     Deviation: the paper starts with windows that are all alike and descends the gradient. From there most descents end
     with all windows on blank ground, also a minimum of its loss though a higher one.
     Shapes: images (N, C, H, W); encode(images (B, C, H, W), windows (B, 3)) -> (B, F).
@@ -71,19 +72,24 @@ def search_windows(
 
     ratio = math.log(bounds.scale_max / bounds.scale_min)
     share = torch.rand(n, n_windows, generator=generator, device=device)
-    windows = bounds.at_random(bounds.scale_min * (ratio * share).exp(), generator)
-    crops = encoded(windows)
-    random = crops[:, :RANDOM_CROPS]
-    chosen = _best_prototype(crops, random, generator, n_prototypes)
-    windows, crops = windows[each, chosen], crops[each, chosen]
+    first = bounds.at_random(bounds.scale_min * (ratio * share).exp(), generator)
+    first_crops = encoded(first)
+    random = first_crops[:, :RANDOM_CROPS]
+    chosen = _best_prototype(first_crops, random, generator, n_prototypes)
+    windows, crops = first[each, chosen], first_crops[each, chosen]
     for _ in range(REFINEMENTS):
-        tried = torch.cat([windows[:, None], _around(windows, n_windows // REFINEMENTS, bounds, generator)], dim=1)
-        candidates = encoded(tried)
-        mean = crops.mean(0, keepdim=True)[None]
+        near = torch.cat([windows[:, None], _around(windows, n_windows // REFINEMENTS, bounds, generator)], dim=1)
+        mean = crops.mean(0).expand(n, 1, -1)
         # What the sum over all pairs changes by with e_n: twice its distance to the others, as n and as m.
-        loss = 2 * squared_distances(candidates, mean)[..., 0] - squared_distances(candidates, random).mean(-1)
-        chosen = loss.argmin(1)
-        windows, crops = tried[each, chosen], candidates[each, chosen]
+        loss = torch.cat(
+            [
+                2 * squared_distances(tried, mean)[..., 0] - squared_distances(tried, random).mean(-1)
+                for tried in (first_crops, encoded(near))
+            ],
+            dim=1,
+        )
+        windows = torch.cat([first, near], dim=1)[each, loss.argmin(1)]
+        crops = encoded(windows[:, None])[:, 0]
     return windows
 
 
@@ -113,15 +119,18 @@ def _around(windows: Tensor, n_tried: int, bounds: WindowBounds, generator: torc
     )
 
 
-def fit_windows(net: Localisers, images: Tensor, windows: Tensor, steps: int, batch_size: int, seed: int) -> None:
-    """Trains the localisers to give these windows, by least squares.
+def fit_windows(
+    net: Localisers, images: Tensor, windows: Tensor, steps: int, batch_size: int, seed: int
+) -> Iterator[int]:
+    """Trains the localisers to give these windows, by least squares; yields the number of each step before it is done.
 
     Shapes: images (N, K, C, H, W), windows (N, K, 3).
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=FIT_LR, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-    for _ in range(steps):
+    for step in range(steps):
+        yield step
         chosen = torch.randperm(len(images), generator=generator, device=images.device)[:batch_size]
         loss = F.mse_loss(net(images[chosen]), windows[chosen])
         optimiser.zero_grad()
