@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -26,14 +26,14 @@ console = Console(highlight=False)
 @job
 def reproduce(config: DictConfig) -> None:
     """The whole verb."""
-    wanted = resolved(config)
-    name = wanted["protocol"]["name"]
-    if wanted["protocol"] != resolved(compose_config("reproduce", [f"protocol={name}"]))["protocol"]:
+    name = config.protocol.name
+    as_it_stands = compose_config("reproduce", [f"protocol={name}"]).protocol
+    if OmegaConf.to_container(config.protocol) != OmegaConf.to_container(as_it_stands):
         raise ValueError(
             f"a table is made by a protocol as it stands: give conf/protocol/{name}.yaml another name and change that, "
             "or train single runs with experiments.train"
         )
-    wanted["protocol"] = name
+    wanted = resolved(OmegaConf.merge(config, {"protocol": None})) | {"protocol": name}
     spec = _spec(wanted)
     states = {"done": [], "failed": [], "missing": []}
     for settings in _cells(spec, wanted):

@@ -7,8 +7,9 @@ import tomllib
 import pytest
 import yaml
 
-from experiments.config import CONF, compose_config, compose_run, options, resolved
+from experiments.config import CONF, compose_config, compose_run, options
 from stn.data.distortions import distortion
+from stn.families import FAMILIES
 from stn.families.mnist import MnistRecipe
 from stn.nets.budget import TOLERANCE, count_parameters
 from stn.nets.mnist import Architecture, budget_of, build_within_budget
@@ -57,10 +58,9 @@ def test_a_file_is_called_what_it_defines(path):
 def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_paper(protocol):
     content = yaml.safe_load((CONF / "protocol" / f"{protocol}.yaml").read_text())
     assert all(len(note.splitlines()) == 1 for note in content["notes"].values())
-    assert content["notes"].keys() == content.keys() - {"name", "notes"}
+    assert content["notes"].keys() == set(FAMILIES)
     paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
-    assert content.keys() == paper.keys()
-    for family in paper.keys() - {"name", "notes"}:
+    for family in FAMILIES:
         assert content[family].keys() == paper[family].keys()
 
 
@@ -170,10 +170,17 @@ def test_every_row_and_column_of_a_table_can_be_run(table):
 @pytest.mark.parametrize("table", options("table"))
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_reproduce_composes_for_every_table(table, protocol):
-    settings = resolved(compose_config("reproduce", [f"table={table}", f"protocol={protocol}"]))
-    assert settings["table"]["name"] == table
-    assert settings["protocol"]["name"] == protocol
-    assert load_table(CONF / "table" / f"{table}.yaml").metric == settings["table"]["metric"]
+    config = compose_config("reproduce", [f"table={table}", f"protocol={protocol}"])
+    assert config.table.name == table
+    assert config.protocol.name == protocol
+    assert load_table(CONF / "table" / f"{table}.yaml").metric == config.table.metric
+
+
+def test_only_the_cnn_adds_in_fewer_steps_and_only_at_fast():
+    for protocol in PROTOCOLS:
+        cnn, fcn = (composed("addition", model, protocol)["recipe"] for model in ("cnn", "st2_fcn_tps"))
+        assert (cnn["steps"] < fcn["steps"]) == (protocol == "fast")
+        assert cnn | {"steps": 0} == fcn | {"steps": 0}
 
 
 # -- environments ---------------------------------------------------------------------------------------------------
