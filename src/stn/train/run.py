@@ -17,6 +17,7 @@ from stn.families import Built, build
 from stn.nets.budget import count_parameters
 from stn.results.records import RunKey, config_hash, pack_wrong, write_record
 from stn.tasks.training import Diverged, Training
+from stn.train.memory import keep_freed_memory
 from stn.train.provenance import device_name, git_state, versions
 from stn.train.settings import check, record_file, run_folder, run_key, science
 from stn.train.snapshots import Snapshots
@@ -103,6 +104,7 @@ def run_stack(
     all_settings: list[dict], progress=None, deadline: float | None = None, callbacks: Sequence[Callback] = ()
 ) -> list[dict]:
     """As `run`, for several runs of one `stack_key` that train together; each has a record of its own."""
+    keep_freed_memory()
     runs = [_Run(settings) for settings in all_settings]
     trained = runs[0].module if len(runs) == 1 else Stack([run.module for run in runs])
     folder = runs[0].folder if len(runs) == 1 else _stack_folder(runs)
