@@ -5,7 +5,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from stn.nets.budget import count_parameters
-from stn.nets.layers import FEW_CHANNELS, InputConv2d, conv_pool, flat_features
+from stn.nets.layers import FEW_CHANNELS, BlockMean, InputConv2d, conv_pool, flat_features
 from stn.nets.localisation import ConvolutionalLocalisation, FullyConnectedLocalisation
 from stn.nets.mnist import Architecture, Cnn, Fcn, budget_of, build_within_budget
 
@@ -105,6 +105,12 @@ def test_the_fcn_has_two_hidden_layers():
     assert [(m.in_features, m.out_features) for m in layers(net, nn.Linear)] == [(784, 30), (30, 20), (20, 10)]
     assert len(layers(net, nn.ReLU)) == 2
     assert not isinstance(net[-1], nn.ReLU)
+
+
+@pytest.mark.parametrize("block", [2, 3])
+def test_a_block_mean_is_an_average_pooling(block):
+    image = torch.randn(2, 3, 4 * block, 5 * block)
+    torch.testing.assert_close(BlockMean(block)(image), F.avg_pool2d(image, block))
 
 
 def test_the_cnn_is_conv9_pool_conv7_pool_classifier():

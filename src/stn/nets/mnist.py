@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stn.nets.budget import count_parameters, solve_widths
-from stn.nets.layers import conv_pool, flat_features, he
+from stn.nets.layers import BlockMean, conv_pool, flat_features, he
 from stn.nets.localisation import LOCALISATIONS
 from stn.transform import ParallelTransformers, SpatialTransformer, Warped
 
@@ -40,7 +40,7 @@ class TransformedClassifier(nn.Module):
     def __init__(self, transformers: ParallelTransformers, classifier: nn.Module, pool: int = 1) -> None:
         super().__init__()
         self.transformers = transformers
-        self.pool = nn.AvgPool2d(pool) if pool > 1 else nn.Identity()
+        self.pool = BlockMean(pool) if pool > 1 else nn.Identity()
         self.classifier = classifier
 
     def forward(self, image: Tensor) -> Tensor:
