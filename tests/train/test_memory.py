@@ -26,4 +26,6 @@ def test_the_memory_of_a_large_tensor_is_used_again():
     by_itself = faults("")
     if by_itself < 5 * PAGES:
         pytest.skip("this allocator keeps it by itself")
-    assert faults("from stn.train.memory import keep_freed_memory; keep_freed_memory()") < by_itself / 2
+    kept = "from stn.train.memory import *; keep_freed_memory()"
+    assert faults(kept) < by_itself / 2
+    assert faults(f"{kept}; return_freed_memory()") > by_itself / 2

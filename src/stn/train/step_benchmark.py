@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stn.families import build
 from stn.nets.layers import InputConv2d
 from stn.tasks.classification import Classification, cross_entropy
+from stn.train.memory import keep_freed_memory, return_freed_memory
 from stn.train.stack import Stack
 
 MATRIX_SIDE = 2048  # of the product whose speed counts as the machine's peak
@@ -82,6 +83,12 @@ class Contenders:
     def _add(self, name: str, step: Callable[[], None], replicas: int) -> None:
         self.steps[name], self.images[name] = step, replicas * self.settings["recipe"]["batch_size"]
 
+    def time_s(self, name: str, n: int) -> float:
+        """Seconds per step of n steps; plain loops run with the memory allocator as it is by default."""
+        (return_freed_memory if name.startswith("plain") else keep_freed_memory)()
+        _time_s(self.steps[name], 1)
+        return _time_s(self.steps[name], n)
+
     def _module(self, seed: int = 0) -> Classification:
         device = torch.device("cuda" if self.settings["device"] == "cuda" else "cpu")
         module = build(self.settings | {"seed": seed}).module.to(device)
@@ -142,8 +149,8 @@ def measure(settings: dict, replicas: tuple[int, ...], seconds: float, repeats: 
     In turn `repeats` times, about `seconds` each; `ms` is the median, `ratio` the median of the ratios within a turn.
     """
     contenders = Contenders(settings, replicas)
-    counts = {name: max(1, round(seconds / _time_s(step, 2))) for name, step in contenders.steps.items()}
-    turns = [{n: _time_s(step, counts[n]) for n, step in contenders.steps.items()} for _ in range(repeats)]
+    counts = {n: max(1, round(seconds / contenders.time_s(n, 2))) for n in contenders.steps}
+    turns = [{n: contenders.time_s(n, counts[n]) for n in contenders.steps} for _ in range(repeats)]
     rates = [{n: contenders.images[n] / s for n, s in turn.items()} for turn in turns]
     return {
         name: {
@@ -159,6 +166,7 @@ def shares(settings: dict, repeats: int = 9) -> dict[str, float]:
     """Milliseconds, forward and backward, of the parts of one step, each on its own: "distortion", "localisation",
     "grid and sampler", "classifier", "optimiser". A part that a network does not have is left out.
     """
+    keep_freed_memory()
     module = Contenders(settings, ())._module()
     net, optimiser = module.net, module.recipe.optimiser_of(module.net)[0]
     images = module.draw_batch().images
