@@ -1,8 +1,10 @@
-"""Measure speed: python -m experiments.bench [loop] [step] [--models fcn cnn …] [--device cuda]
+"""Measure speed: python -m experiments.bench [loop] [step] [precision] [--models fcn cnn …] [--device cuda]
 
 loop: what Lightning's loop costs, against a bare PyTorch loop of the same steps.
 step: a training step beside a plain eager loop, that loop fed by a DataLoader, and stacks of replicas; the shares of
 its parts; the achieved part of the machine's speed in matrix products.
+precision: the error of whole runs in --precision beside float32, seed by seed, on held-out training digits; only on
+demand, since it trains.
 Writes results/bench/<what>_<cpu|cuda>.json; ratios within one run, since machines are shared and noisy.
 """
 
@@ -16,12 +18,14 @@ from experiments.config import compose_run
 MODELS = {
     "loop": ["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"],
     "step": ["fcn", "cnn"] + [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")],
+    "precision": ["fcn", "cnn", "st_fcn_affine", "st_cnn_affine"],
 }
+USUAL = ("loop", "step")
 
 
 def bench() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help=f"of {', '.join(MODELS)}; all of them by default")
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(MODELS)}; by default {' and '.join(USUAL)}")
     parser.add_argument("--task", default="mnist_r")
     parser.add_argument("--models", nargs="+")
     parser.add_argument("--protocol", default="fast")
@@ -30,6 +34,8 @@ def bench() -> None:
     parser.add_argument("--replicas", type=int, nargs="*", default=[3], help="of the stacks that are measured")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement of a step")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", choices=["bf16", "tf32"], default="bf16")
+    parser.add_argument("--seeds", type=int, default=3, help="of each run whose error is compared")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--results-dir", default="results")
     wanted = parser.parse_args()
@@ -42,7 +48,7 @@ def bench() -> None:
     if wanted.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device is here; allowed: cpu")
     torch.set_num_threads(wanted.threads)
-    for what in wanted.what or MODELS:
+    for what in wanted.what or USUAL:
         rows = {}
         for model in wanted.models or MODELS[what]:
             overrides = [f"task={wanted.task}", f"model={model}", f"protocol={wanted.protocol}"]
@@ -85,7 +91,13 @@ def _step(settings: dict, wanted: argparse.Namespace) -> dict:
     }
 
 
-MEASURES = {"loop": _loop, "step": _step}
+def _precision(settings: dict, wanted: argparse.Namespace) -> dict:
+    from stn.train.precision_benchmark import precision_effect
+
+    return precision_effect(settings, wanted.precision, wanted.seeds)
+
+
+MEASURES = {"loop": _loop, "step": _step, "precision": _precision}
 
 
 def _rounded(value):

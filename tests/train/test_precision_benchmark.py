@@ -1,0 +1,19 @@
+import pytest
+
+from stn.data.mnist import Digits
+from stn.train.precision_benchmark import precision_effect
+from stn.train.run import run
+
+
+def test_the_effect_of_a_precision_is_that_of_runs_made_one_by_one(toy_mnist, settings_of, monkeypatch):
+    images, labels = toy_mnist["train"].images, toy_mnist["train"].labels
+    halves = [Digits(images[part], labels[part]) for part in (slice(300), slice(300, None))]
+    monkeypatch.setattr("stn.families.mnist.holdout", lambda train: halves)
+    settings = settings_of("mnist_r", "st_fcn_affine", steps=40)
+    found = precision_effect(settings, "bf16", seeds=2)
+    assert found["float32"]["error_pct"] != found["bf16"]["error_pct"]
+    differences = [b - a for a, b in zip(found["float32"]["error_pct"], found["bf16"]["error_pct"], strict=True)]
+    assert found["difference_pct"] == pytest.approx(differences)
+    alone = run(settings | {"seed": 1, "precision": "bf16", "evaluate": "heldout"})
+    assert found["bf16"]["error_pct"][1] == alone["metrics"]["test/error_pct"]
+    assert found["bf16"]["ms_per_step"] > 0
