@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from stn.data.distortions import RotationParams, distortion
 from stn.data.streams import Batch
-from stn.tasks.warp_statistics import WarpStatistics, linear_part, rotation_deg, spread_deg
+from stn.tasks.warp_statistics import WarpStatistics, middle_affine, rotation_deg, spread_deg
 from stn.transform import (
     TRANSFORMATIONS,
     Warped,
@@ -31,6 +31,10 @@ def rotation(*angles_deg, scale=1.0):
 def random_matrices(n, spread=0.3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.eye(2, dtype=F64) + spread * torch.randn(n, 2, 2, dtype=F64, generator=generator)
+
+
+def angle_of(grid):
+    return rotation_deg(middle_affine(grid)[..., :2])
 
 
 def digits(n, seed=0):
@@ -69,34 +73,34 @@ def test_a_stretch_along_the_axes_does_not_turn(stretch):
     assert rotation_deg(turned).item() == pytest.approx(25.0, abs=1e-10)
 
 
-# -- linear_part -------------------------------------------------------------------------------------------------------
+# -- middle_affine -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out_size", [(28, 28), (3, 9), (2, 2)])
-def test_the_linear_part_of_an_affine_grid_is_its_matrix(out_size):
+def test_the_affine_map_of_an_affine_grid_is_its_theta(out_size):
     matrix = random_matrices(6)
     theta = torch.cat([matrix, torch.tensor([[[0.7], [-2.0]]], dtype=F64).expand(6, 2, 1)], dim=2)
-    torch.testing.assert_close(linear_part(affine_grid(theta, out_size)), matrix, rtol=0, atol=1e-12)
+    torch.testing.assert_close(middle_affine(affine_grid(theta, out_size)), theta, rtol=0, atol=1e-12)
 
 
-def test_the_linear_part_is_a_least_squares_fit_of_the_middle():
+def test_the_affine_map_is_a_least_squares_fit_of_the_middle():
     theta = regular_control_points(4) + 0.2 * torch.randn(
         3, 16, 2, dtype=F64, generator=torch.Generator().manual_seed(0)
     )
     grid = tps_grid(theta, (12, 9))
     y, x = np.meshgrid((2 * np.arange(12) + 1) / 12 - 1, (2 * np.arange(9) + 1) / 9 - 1, indexing="ij")
     design = np.stack([x, y, np.ones_like(x)], -1)[3:9, 2:7].reshape(-1, 3)
-    for ours, values in zip(linear_part(grid), grid[:, 3:9, 2:7], strict=True):
+    for ours, values in zip(middle_affine(grid), grid[:, 3:9, 2:7], strict=True):
         fitted = np.linalg.lstsq(design, values.reshape(-1, 2).numpy(), rcond=None)[0]
-        np.testing.assert_allclose(ours.numpy(), fitted[:2].T, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(ours.numpy(), fitted.T, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("angle", [20.0, -70.0, 160.0])
 def test_turned_control_points_turn_a_spline_by_their_angle(angle):
     theta = regular_control_points(4) @ rotation(angle)[0].T
-    assert rotation_deg(linear_part(tps_grid(theta[None], (28, 28)))).item() == pytest.approx(angle, abs=1e-9)
+    assert angle_of(tps_grid(theta[None], (28, 28))).item() == pytest.approx(angle, abs=1e-9)
     noise = 0.03 * torch.randn(200, 16, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
-    errors = rotation_deg(linear_part(tps_grid(theta + noise, (28, 28)))) - angle
+    errors = angle_of(tps_grid(theta + noise, (28, 28))) - angle
     # The middle follows the 4 inner control points, of square radius 2/9: a rotation fitted to those is off by
     # 0.03 / sqrt(4 * 2/9) rad = 1.8 degrees (root mean square; 0.8 of that is the mean).
     assert errors.abs().mean() < 1.8
@@ -109,7 +113,7 @@ def test_a_turned_homography_has_about_its_angle(angle):
     turn = rotation(angle)[0]
     theta[:, :2], theta[:, 3:5] = turn[0], turn[1]
     theta[:, 6:] = torch.tensor([[0.1, 0.0], [0.0, 0.1], [-0.1, 0.1], [0.0, 0.0]])
-    measured = rotation_deg(linear_part(projective_grid(theta, (28, 28))))
+    measured = angle_of(projective_grid(theta, (28, 28)))
     # x / (1 + g x) is odd about g = 0 but for a stretch: some 2 degrees at most.
     torch.testing.assert_close(measured, torch.full_like(measured, angle), rtol=0, atol=2.0)
 
@@ -186,6 +190,37 @@ def test_an_st_that_undoes_the_distortion_leaves_no_spread_of_angles(name):
     assert summary["angle_std_after_deg"] == pytest.approx(0, abs=1e-3)
     assert summary["angle_std_before_deg"] == pytest.approx(spread_deg(params.rotation_deg, labels), abs=1e-3)
     assert summary["angle_std_before_deg"] > 20
+
+
+def test_what_an_st_undoes_of_place_and_scale_is_what_was_distorted():
+    """In digit pixels: a digit of scale s, shifted by d, has the canvas's middle at -d/s, turned with it."""
+    _, image, params, src_from_out, undo, labels = distorted("rts", n=400)
+    summary = summary_of(undo, image, labels, src_from_out)
+    assert summary["position_std_after_px"] == pytest.approx(0, abs=1e-3)
+    assert summary["scale_std_after_octaves"] == pytest.approx(0, abs=1e-4)
+    of_class = [labels.numpy() == k for k in range(4)]
+    log2_scale = np.log2(params.scale.numpy())
+    scales = np.concatenate([log2_scale[c] - log2_scale[c].mean() for c in of_class])
+    assert summary["scale_std_before_octaves"] == pytest.approx(scales.std(), rel=1e-4)
+    a = np.deg2rad(params.rotation_deg.numpy())
+    x, y = (params.shift_px / params.scale[:, None]).numpy().T
+    # Positive angles turn counter-clockwise on a screen whose y points down.
+    middle = -np.stack([np.cos(a) * x - np.sin(a) * y, np.sin(a) * x + np.cos(a) * y], axis=1)
+    deviations = np.concatenate([middle[c] - middle[c].mean(0) for c in of_class])
+    expected = np.sqrt((deviations**2).sum(1).mean())
+    assert summary["position_std_before_px"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_same_zoom_for_all_changes_no_spread_and_a_shift_before_the_turning_does():
+    _, image, _, src_from_out, _, labels = distorted("rts")
+    zoom = (0.5 * torch.eye(2, 3)).expand_as(src_from_out)
+    shift = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]).expand_as(src_from_out)
+    plain, zoomed, shifted = (
+        summary_of(theta, image, labels, src_from_out) for theta in (torch.eye(2, 3).expand_as(zoom), zoom, shift)
+    )
+    for name in ("scale_std_after_octaves", "position_std_after_px"):
+        assert zoomed[name] == pytest.approx(plain[name], rel=1e-4)
+    assert shifted["position_std_after_px"] > 1.05 * plain["position_std_after_px"]
 
 
 @pytest.mark.parametrize("name", ["r", "rts"])
@@ -285,7 +320,7 @@ def test_points_behind_the_horizon_at_the_edge_do_not_spoil_the_angle():
     theta = torch.tensor([[cos, -sin, 0, sin, cos, 0, 1.1, 0.2]], dtype=F64)
     grid = projective_grid(theta, (28, 28))
     assert (grid.abs() > 10).any()
-    assert abs(rotation_deg(linear_part(grid)).item() - 20) < 10
+    assert abs(angle_of(grid).item() - 20) < 10
 
 
 def test_two_transformers_that_each_undo_one_channel_stabilise_both():
@@ -305,4 +340,5 @@ def test_two_transformers_that_each_undo_one_channel_stabilise_both():
     assert summary["st0_ch0_angle_std_after_deg"] == pytest.approx(0, abs=0.01)
     assert summary["st0_ch1_angle_std_after_deg"] > 40
     assert summary["st1_ch0_angle_std_after_deg"] > 40
+    assert summary["st0_ch0_position_std_after_px"] == pytest.approx(0, abs=0.01)
     assert {"st0_grid_inside", "st1_grid_inside", "st1_theta_std_5"} <= summary.keys()

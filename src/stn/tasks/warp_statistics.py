@@ -1,19 +1,48 @@
-"""What a spatial transformer does to a test set: its theta, where its grid lies, how upright it leaves the digits."""
+"""What a spatial transformer does to a test set: its theta, where its grid lies, how alike it leaves the digits."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stn.data.digit import DIGIT_PX
 from stn.data.streams import Batch
 from stn.transform import Warped
 from stn.transform.grids import homogeneous_points
 
 
-def linear_part(grid: Tensor) -> Tensor:
-    """The 2x2 matrix that fits the middle of a grid best (least squares): (N, H, W, 2) -> (N, 2, 2).
+class Pose(NamedTuple):
+    """How digits lie in a picture. `position_px`: the digit's own pixel that the picture's middle falls on."""
 
-    Convention: maps output directions (x, y) to input directions. Output points are centred and their x and y
-    uncorrelated, so each column is a quotient of two sums. The middle half of the height and width: at the edge, a
-    homography may have points beyond its horizon.
+    angle_deg: Tensor  # (...)
+    log2_scale: Tensor  # (...)
+    position_px: Tensor  # (..., 2), x to the right and y down, from the digit's middle
+
+    @classmethod
+    def of(cls, digit_from_picture: Tensor) -> "Pose":
+        """Of the affine maps (..., 2, 3), normalised, from the picture to the undistorted digit."""
+        linear = digit_from_picture[..., :2]
+        area = torch.linalg.det(linear).abs().clamp(min=torch.finfo(linear.dtype).tiny)
+        return cls(rotation_deg(linear), -torch.log2(area) / 2, digit_from_picture[..., 2] * DIGIT_PX / 2)
+
+    def spreads(self, labels: Tensor) -> dict[str, float]:
+        """By name, of N digits each: the deviation from the mean pose of their own class, root mean square.
+
+        Within a class, since a digit's upright is a convention: an ST may settle on any pose per class.
+        """
+        return {
+            "angle_std_{}_deg": spread_deg(self.angle_deg, labels),
+            "scale_std_{}_octaves": _spread(self.log2_scale[:, None], labels),
+            "position_std_{}_px": _spread(self.position_px, labels),
+        }
+
+
+def middle_affine(grid: Tensor) -> Tensor:
+    """The affine map that fits the middle of a grid best (least squares): (N, H, W, 2) -> (N, 2, 3).
+
+    Convention: maps output points (x, y) to input points. Output points are centred and their x and y uncorrelated, so
+    each column is a quotient of two sums. The middle half of the height and width: at the edge, a homography may have
+    points beyond its horizon.
     """
     height, width = grid.shape[1:3]
     middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
@@ -21,7 +50,8 @@ def linear_part(grid: Tensor) -> Tensor:
         homogeneous_points((height, width), grid.dtype, grid.device)[:2].view(2, height, width)[:, *middle].flatten(1)
     )
     points = points / points.square().sum(1, keepdim=True)
-    return grid[:, *middle].flatten(1, 2).transpose(1, 2) @ points.T
+    read = grid[:, *middle].flatten(1, 2).transpose(1, 2)
+    return torch.cat([read @ points.T, read.mean(2, keepdim=True)], dim=2)
 
 
 def rotation_deg(matrix: Tensor) -> Tensor:
@@ -31,16 +61,20 @@ def rotation_deg(matrix: Tensor) -> Tensor:
 
 
 def spread_deg(angles_deg: Tensor, labels: Tensor) -> float:
-    """Root mean square deviation of angles from the circular mean of their own class, in degrees.
-
-    Within a class, since a digit's upright is a convention: an ST may settle on any pose per class.
-    """
+    """Root mean square deviation of angles from the circular mean of their own class, in degrees."""
     radians = angles_deg.deg2rad()
     vectors = torch.stack([radians.cos(), radians.sin()], dim=1)
     sums = torch.zeros(int(labels.max()) + 1, 2).index_add_(0, labels, vectors)
     means = torch.atan2(sums[:, 1], sums[:, 0])
     deviation = torch.remainder(radians - means[labels] + torch.pi, 2 * torch.pi) - torch.pi
     return deviation.square().mean().sqrt().rad2deg().item()
+
+
+def _spread(values: Tensor, labels: Tensor) -> float:
+    """The same of vectors (N, D): root mean square length of what differs from the mean of their own class."""
+    of_class = torch.nn.functional.one_hot(labels).to(values.dtype)
+    means = (of_class.T @ values) / of_class.sum(0).clamp(min=1)[:, None]
+    return (values - means[labels]).square().sum(1).mean().sqrt().item()
 
 
 class WarpStatistics:
@@ -52,24 +86,23 @@ class WarpStatistics:
         self.digits: list[Tensor] = []
 
     def add(self, warps: list[Warped], batch: Batch) -> None:
-        """What each transformer did to a batch. Angles are known where the batch has `src_from_out`."""
+        """What each transformer did to a batch. Poses are known where the batch has `src_from_out`."""
         if not self.of_transformer:
             self.of_transformer = [_OfTransformer() for _ in warps]
-        turn = None if batch.src_from_out is None else batch.src_from_out[..., :2]
         for statistics, warped in zip(self.of_transformer, warps, strict=True):
-            statistics.add(warped, turn)
-        if turn is not None:
+            statistics.add(warped, batch.src_from_out)
+        if batch.src_from_out is not None:
             self.digits.append(batch.digits.cpu())
-            self.before.append(rotation_deg(turn).cpu())
+            self.before.append(batch.src_from_out.cpu())
 
     def summary(self) -> dict[str, float]:
         """The metrics; with several transformers each has its own, prefixed st0_, st1_, …
 
         `grid_inside`: mean share of grid points inside the image; `grid_folded`: share of cells turned over;
         `theta_std_i`: standard deviation over images of each number of theta;
-        `angle_std_before_deg`, `angle_std_after_deg`: spread of the digits' rotation in the input and in the output.
-        With several channels the latter are per transformer and channel (st0_ch1_…), and `angle_std_after_deg` is the
-        mean over channels of the transformer that turns that channel's digit best.
+        `angle_std_before_deg`, `angle_std_after_deg`, and likewise `scale_std_…_octaves`, `position_std_…_px`: spread
+        of the digits' poses (`Pose`) in the input and in the output. With several channels those after are per
+        transformer and channel (st0_ch1_…), and without a prefix the mean over channels of the best transformer there.
         """
         summary = {}
         several = len(self.of_transformer) > 1
@@ -77,20 +110,24 @@ class WarpStatistics:
             prefix = f"st{t}_" if several else ""
             summary |= {prefix + name: value for name, value in statistics.summary().items()}
         if self.of_transformer and self.before:
-            summary |= self._angles()
+            summary |= self._poses()
         return summary
 
-    def _angles(self) -> dict[str, float]:
+    def _poses(self) -> dict[str, float]:
         digits, before = torch.cat(self.digits), torch.cat(self.before)
-        channels = range(before.shape[1])
-        after = [[spread_deg(torch.cat(s.after)[:, c], digits[:, c]) for c in channels] for s in self.of_transformer]
-        summary = {
-            "angle_std_before_deg": sum(spread_deg(before[:, c], digits[:, c]) for c in channels) / len(channels),
-            "angle_std_after_deg": sum(min(spreads) for spreads in zip(*after, strict=True)) / len(channels),
-        }
-        if len(channels) > 1:
-            for t, spreads in enumerate(after):
-                summary |= {f"st{t}_ch{c}_angle_std_after_deg": spread for c, spread in enumerate(spreads)}
+        after = [torch.cat(statistics.after) for statistics in self.of_transformer]
+        summary = {}
+        for c in range(digits.shape[1]):
+            labels = digits[:, c]
+            found = [Pose.of(affine[:, c]).spreads(labels) for affine in after]
+            for name, spread in Pose.of(before[:, c]).spreads(labels).items():
+                best = min(spreads[name] for spreads in found)
+                for place, value in (("before", spread), ("after", best)):
+                    key = name.format(place)
+                    summary[key] = summary.get(key, 0.0) + value / digits.shape[1]
+            if digits.shape[1] > 1:
+                for t, spreads in enumerate(found):
+                    summary |= {f"st{t}_ch{c}_{name.format('after')}": value for name, value in spreads.items()}
         return summary
 
 
@@ -98,8 +135,8 @@ class _OfTransformer:
     def __init__(self) -> None:
         self.theta, self.inside, self.folded, self.after = [], [], [], []
 
-    def add(self, warped: Warped, turn: Tensor | None) -> None:
-        """`turn` (N, C, 2, 2): from the image to the undistorted digit of each channel."""
+    def add(self, warped: Warped, src_from_out: Tensor | None) -> None:
+        """`src_from_out` (N, C, 2, 3): from the image to the undistorted digit of each channel."""
         grid = warped.grid
         self.theta.append(warped.theta.flatten(1).cpu())
         self.inside.append((grid.abs() <= 1).all(-1).float().flatten(1).mean(1).cpu())
@@ -107,8 +144,10 @@ class _OfTransformer:
             along_x, along_y = grid[:, :-1, 1:] - grid[:, :-1, :-1], grid[:, 1:, :-1] - grid[:, :-1, :-1]
             area = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
             self.folded.append((area <= 0).float().mean(dim=(1, 2)).cpu())
-        if turn is not None:
-            self.after.append(rotation_deg(turn @ linear_part(grid)[:, None]).cpu())
+        if src_from_out is not None:
+            affine, offset = middle_affine(grid)[:, None], src_from_out[..., 2:]
+            composed = src_from_out[..., :2] @ affine
+            self.after.append(torch.cat([composed[..., :2], composed[..., 2:] + offset], dim=-1).cpu())
 
     def summary(self) -> dict[str, float]:
         summary = {"grid_inside": torch.cat(self.inside).mean().item()}
