@@ -181,6 +181,20 @@ def test_the_convolution_of_a_warped_image_is_torchs_in_value_and_in_all_gradien
     torch.testing.assert_close(conv(image), reference(image), rtol=1e-12, atol=1e-12)
 
 
+def test_under_autocast_the_convolution_of_a_warped_image_rounds_its_operands_and_nothing_else():
+    torch.manual_seed(0)
+    conv, reference = InputConv2d(1, 6, 9), nn.Conv2d(1, 6, 9)
+    for ours, torchs in zip(conv.parameters(), reference.parameters(), strict=True):
+        ours.data = ours.data.bfloat16().float()
+        torchs.data.copy_(ours.data)
+    image = torch.rand(3, 1, 20, 20).bfloat16().float()
+    exact = conv_gradients(reference, image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = conv_gradients(conv, image)
+    for ours, torchs in zip(rounded, exact, strict=True):
+        assert (ours.float() - torchs).abs().max() < 0.01 * torchs.abs().max()
+
+
 @pytest.mark.parametrize("name", ["st_cnn_affine", "st_cnn_tps"])
 def test_a_training_step_runs_under_autocast(name):
     torch.manual_seed(0)

@@ -36,6 +36,8 @@ class _PatchGradientConv(torch.autograd.Function):
         h, w = gradient.shape[2:]
         pixels = gradient.permute(0, 2, 3, 1).reshape(n * h * w, -1)  # no copy when channels come last
         patches = (weight.flatten(1).T @ pixels.T).view(c, k_y, k_x, n, h, w)
+        if patches.dtype == torch.bfloat16:  # many sums: they would lose digits, and time
+            patches = patches.float()
         rows = patches.new_zeros(c, k_y, n, h, width)
         for x in range(k_x):
             rows[..., x : x + w] += patches[:, :, x]
@@ -43,7 +45,7 @@ class _PatchGradientConv(torch.autograd.Function):
         for y in range(k_y):
             to_image[:, :, y : y + h] += rows[:, y]
         to_weight = torch.nn.grad.conv2d_weight(image, weight.shape, gradient)
-        return to_image.transpose(0, 1), to_weight, gradient.sum(dim=(0, 2, 3))
+        return to_image.transpose(0, 1).to(image.dtype), to_weight, gradient.sum(dim=(0, 2, 3))
 
 
 class InputConv2d(nn.Conv2d):
@@ -56,9 +58,12 @@ class InputConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size)
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.requires_grad and image.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            return _PatchGradientConv.apply(image, self.weight, self.bias)
-        return super().forward(image)
+        if not image.requires_grad or image.device.type != "cpu":
+            return super().forward(image)
+        operands = (image, self.weight, self.bias)
+        if torch.is_autocast_enabled("cpu"):
+            operands = (operand.to(torch.get_autocast_dtype("cpu")) for operand in operands)
+        return _PatchGradientConv.apply(*operands)
 
 
 class BlockMean(nn.Module):
