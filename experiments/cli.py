@@ -1,6 +1,7 @@
 """What all verbs share: user errors end in one line that says what is allowed, never in a traceback."""
 
 import difflib
+import errno
 import functools
 import logging
 import os
@@ -15,6 +16,15 @@ from experiments.config import CONF, compose_config, options
 PLUGINS = {  # which of hydra's there may be
     "launcher": "pip install -e '.[sweeps]' brings joblib, submitit_local and submitit_slurm, '.[ray]' brings ray",
     "sweeper": "experiments.sweep searches with Optuna",
+}
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room, your quota is used up",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EACCES: "make that folder writable, or choose another",
+    errno.EROFS: "make that file system writable, or choose another",
 }
 
 
@@ -73,12 +83,23 @@ def explain(error: Exception, config: str = "train") -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from stn.data.errors import DataError
+    from stn.train.claim import Busy
 
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config(error, config)
-    if isinstance(error, DataError | ValueError | OSError):
+    if isinstance(error, OSError):
+        return _explain_file(error)
+    if isinstance(error, DataError | ValueError | Busy):
         return " ".join(str(error).split())
     return None
+
+
+def _explain_file(error: OSError) -> str:
+    """What the system says of a file, and the remedy where it is known."""
+    line = " ".join(str(error).split())
+    if remedy := REMEDIES.get(error.errno):
+        line = f"{line}; {remedy}, then give the same command again"
+    return line
 
 
 def _explain_config(error: Exception, config: str) -> str:

@@ -5,6 +5,7 @@ Lists which runs of the table are done, failed and missing, trains the missing o
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -17,6 +18,7 @@ from experiments.config import CONF, compose_config, compose_run, resolved
 from stn.results.records import config_hash, read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
+from stn.train.claim import Busy
 from stn.train.settings import record_file, run_folder, run_key, science
 
 console = Console(highlight=False)
@@ -36,7 +38,9 @@ def reproduce(config: DictConfig) -> None:
     wanted = resolved(OmegaConf.merge(config, {"protocol": None})) | {"protocol": name}
     spec = _spec(wanted)
     states = {"done": [], "failed": [], "missing": []}
-    for settings in _cells(spec, wanted):
+    cells = _cells(spec, wanted)
+    listed = _finished_at(cells)  # before their states: what another process finishes from now on is not done again
+    for settings in cells:
         states[_state(settings)].append(settings)
     todo = states["missing"] + (states["failed"] if wanted["retry"] else [])
     counts = ", ".join(f"{len(cells)} {state}" for state, cells in states.items())
@@ -44,13 +48,14 @@ def reproduce(config: DictConfig) -> None:
     for settings in states["failed"]:
         console.print(f"  failed: {run_key(settings)} (retry=true runs it again)")
     needed = _needed(todo, wanted) if todo else []
+    listed |= _finished_at(needed)
     if wanted["dry_run"]:
         for settings in needed + todo:
             console.print(f"  would run: {run_key(settings)}")
         if todo:
             console.print(_estimate(needed + todo, wanted))
         return
-    failures = [line for stage in (needed, todo) if stage for line in _train(stage, wanted)]
+    failures = [line for stage in (needed, todo) if stage for line in _train(stage, wanted, listed)]
     _render(spec, wanted)
     if failures:
         sys.exit("\n".join(failures))
@@ -127,12 +132,18 @@ def _state(settings: dict) -> str:
     return "done" if record["status"] == "ok" else "failed"
 
 
-def _train(todo: list[dict], wanted: dict) -> list[str]:
+def _finished_at(runs: list[dict]) -> dict[str, str | None]:
+    """When the record of each run that is there finished, by its file."""
+    paths = [record_file(settings) for settings in runs]
+    return {str(path): read_record(path)["finished_at"] if path.exists() else None for path in paths}
+
+
+def _train(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> list[str]:
     """Trains, longest runs first, under a progress bar; one line per run that raised."""
     from stn.families import prepare
     from stn.train.cost import run_cost
     from stn.train.executors import launch
-    from stn.train.pool import Finished
+    from stn.train.pool import Finished, train_stack
     from stn.train.run import OutOfTime
     from stn.train.stack import stacks
 
@@ -149,7 +160,8 @@ def _train(todo: list[dict], wanted: dict) -> list[str]:
         *columns, TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=300
     ) as bar:
         task = bar.add_task(f"0/{len(todo)} runs", total=sum(costs.values()))
-        for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"]):
+        train = partial(train_stack, listed=listed)
+        for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"], train):
             job = jobs[event.index]
             now = job[0]["recipe"]["steps"]
             if not isinstance(event, Finished):
@@ -186,8 +198,10 @@ def stacked(wanted: dict) -> bool:
 def _report(event, job: list[dict]) -> list[str]:
     """Prints how the runs of a job ended; returns a line when they raised."""
     if event.error is not None:
-        line = f"{_names(job)}: {type(event.error).__name__}: {' '.join(str(event.error).split())}"
-        console.print(f"  {line}")
+        line = " ".join(str(event.error).split())
+        if not isinstance(event.error, Busy):
+            line = f"{_names(job)}: {type(event.error).__name__}: {line}"
+        console.print(f"  {line}", soft_wrap=True)
         return [line]
     for record, settings in zip(event.records, job, strict=True):
         error = f"{record['metrics']['test/error_pct']:.2f} % error" if record["metrics"] else ""

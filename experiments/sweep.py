@@ -16,7 +16,8 @@ from experiments.cli import job, main
 from experiments.config import compose_run, resolved
 from experiments.reproduce import stacked
 from stn.results.records import config_hash
-from stn.train.settings import check, science
+from stn.train.claim import held_file
+from stn.train.settings import check, processes, science
 
 console = Console(highlight=False)
 
@@ -27,6 +28,8 @@ def sweep(config: DictConfig) -> None:
     """The whole verb."""
     wanted = resolved(config)
     check(wanted)
+    if processes(wanted) > 1:
+        raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
     from stn.train.executors import extra
 
     extra("optuna", "sweeps")
@@ -37,11 +40,13 @@ def sweep(config: DictConfig) -> None:
     searching.check(search)
     network(search.settings)  # raises when the settings do not fit together
     prepare(search.settings)
-    study = searching.open_study(search)
-    left = wanted["sweep"]["trials"] - searching.resume(study)
-    console.print(f"{search.study}: {max(left, 0)} of {wanted['sweep']['trials']} trials to do")
-    failures = _train(search, study, left, wanted) if left > 0 else []
-    _render(study, search)
+    lock = Path(wanted["output_dir"]) / "sweeps" / f"{search.study}.lock"
+    with held_file(lock, f"{search.study}: another process searches"):
+        study = searching.open_study(search)
+        left = wanted["sweep"]["trials"] - searching.resume(study)
+        console.print(f"{search.study}: {max(left, 0)} of {wanted['sweep']['trials']} trials to do")
+        failures = _train(search, study, left, wanted) if left > 0 else []
+        _render(study, search)
     if failures:
         sys.exit("\n".join(failures))
 

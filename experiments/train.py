@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from experiments.cli import job, main
 from experiments.config import compose_run, resolved
 from stn.results.records import config_hash
+from stn.train.claim import claimed
 from stn.train.settings import check, run_key, science, variant
 
 
@@ -16,13 +17,21 @@ from stn.train.settings import check, run_key, science, variant
 def train(config: DictConfig) -> float | None:
     """One run; returns the error that a sweeper of hydra's may minimise, which is never the test error."""
     settings = as_variant(resolved(config))
-    from stn.train.run import OutOfTime, run  # torch and Lightning take seconds to import: not for --help or a typo
+    from stn.families import network  # torch and Lightning take seconds to import: not for --help or a typo
+    from stn.train.parallel import part_of
+    from stn.train.run import OutOfTime, run
 
     budget_s = settings["time_budget_s"]
+    first = part_of(settings).rank == 0  # of the processes that train the run together
     try:
-        record = run(settings, deadline=None if budget_s is None else time.time() + budget_s)
+        network(settings)  # what cannot be built is refused before a file is made
+        with claimed([settings] if first else []):
+            record = run(settings, deadline=None if budget_s is None else time.time() + budget_s)
     except OutOfTime as stopped:
-        print(f"{run_key(settings)}: {stopped}; the same command goes on from there")
+        if first:
+            print(f"{run_key(settings)}: {stopped}; the same command goes on from there")
+        return None
+    if not first:
         return None
     summary = {name: value for name, value in record["metrics"].items() if "theta" not in name}
     print(f"{record['task']} {record['model']} {record['protocol']} seed {record['seed']}: {record['status']}")

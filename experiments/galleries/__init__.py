@@ -9,9 +9,8 @@ from experiments.config import compose_run
 
 def trained(record: dict, wanted: dict):
     """The LightningModule of a record's run with its trained weights, in evaluation mode; None without the weights."""
-    import torch
-
     from stn.families import build
+    from stn.train.saved import load
     from stn.train.settings import run_folder
 
     settings = compose_run([f"{name}={record[name]}" for name in ("task", "model", "protocol", "seed", "data")])
@@ -20,6 +19,6 @@ def trained(record: dict, wanted: dict):
     if not weights.exists():
         return None
     module = build(settings).module
-    module.net.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    module.net.load_state_dict(load(weights))
     module.net.eval()
     return module

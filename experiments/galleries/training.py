@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.galleries import table1, trained
+from stn.data.errors import DataError
 from stn.results.animations import training_animation
 from stn.results.figures import Warp
 from stn.results.tables import table_stem
@@ -40,8 +41,11 @@ def _snapshots(record: dict, wanted: dict) -> dict[str, np.ndarray]:
     file = run_folder(settings) / FILE
     if not file.exists():
         return {}
-    with np.load(file) as found:
-        return dict(found)
+    try:
+        with np.load(file) as found:
+            return dict(found)
+    except Exception as error:  # whatever a damaged file makes numpy raise
+        raise DataError(f"{file} is damaged ({type(error).__name__}): delete it") from error
 
 
 def _warps(module, snapshots: dict[str, np.ndarray]) -> dict[int, list[Warp]]:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from stn.data.cub_annotations import Annotations
 from stn.data.errors import DataError
+from stn.data.staging import staging
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,11 @@ def make_cache(annotations: Annotations, folder: Path, size_px: int, workers: in
         return folder
     log.info("CUB: %s %s: decoding %d images", folder, problem, len(annotations))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".cache-") as temporary:
-            fresh = Path(temporary) / "fresh"
+        with staging(folder.parent, ".cache-") as temporary:
+            fresh = temporary / "fresh"
             fresh.mkdir()
             _write(fresh, annotations, size_px, workers)
-            _put_in_place(fresh, folder, Path(temporary) / "stale", annotations, size_px)
+            _put_in_place(fresh, folder, temporary / "stale", annotations, size_px)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder

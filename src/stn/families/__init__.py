@@ -55,8 +55,14 @@ def needs(settings: dict) -> list[tuple[str, str]]:
 
 
 def network(settings: dict) -> Network:
-    """The untrained network of a run; torch's random numbers decide its weights."""
-    return family(settings).network(settings)
+    """The untrained network of a run; torch's random numbers decide its weights.
+
+    Raises: ValueError for settings that make none.
+    """
+    try:
+        return family(settings).network(settings)
+    except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:  # of a value that nothing else refused
+        raise _unusable(settings, error) from error
 
 
 def build(settings: dict) -> Built:
@@ -67,4 +73,12 @@ def build(settings: dict) -> Built:
     module = family(settings)
     if settings["data"] not in module.DATA:
         raise ValueError(f"data={settings['data']}: {settings['task']['name']} has only data={', '.join(module.DATA)}")
-    return module.build(settings)
+    try:
+        return module.build(settings)
+    except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise _unusable(settings, error) from error
+
+
+def _unusable(settings: dict, error: Exception) -> ValueError:
+    names, told = [settings[group]["name"] for group in ("task", "model")], " ".join(str(error).split())[:200]
+    return ValueError(f"{' and '.join(names)} cannot be built with these settings ({type(error).__name__}: {told})")

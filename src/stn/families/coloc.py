@@ -16,6 +16,7 @@ from stn.nets.colocalisation import CnnActivations, Localisers, WindowBounds
 from stn.tasks.colocalisation import Colocalisation, Scenes
 from stn.tasks.recipe import Recipe
 from stn.tasks.window_search import RANDOM_CROPS, Search
+from stn.train.saved import load
 from stn.train.settings import from_settings, run_folder, run_key
 
 DATA = ("real",)
@@ -122,7 +123,7 @@ def load_encoder(settings: dict) -> tuple[CnnActivations, dict[str, str]]:
     if not path.exists():
         command = f"task={key.task} model={key.model} protocol={key.protocol} seed={key.seed}"
         raise DataError(f"the encoder {path} is not there; make it: python -m experiments.train {command}")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = load(path)
     encoder = CnnActivations.from_weights(weights, (1, settings["recipe"]["crop_px"], settings["recipe"]["crop_px"]))
     return encoder, {f"encoder {key}": weights_sha256(weights)}
 

@@ -17,6 +17,7 @@ from stn.nets.cub import MultiStreamTransformer
 from stn.results.records import config_hash
 from stn.tasks.birds import BirdClassification, WindowStatistics
 from stn.tasks.recipe import Recipe
+from stn.train.saved import load
 from stn.train.settings import from_settings, run_folder, science
 from stn.transform.sampling import PADDINGS
 
@@ -212,7 +213,7 @@ def _load_pretrained(net: MultiStreamTransformer, settings: dict, recipe: CubRec
         return {}
     backbones = [*net.streams, *([net.localisation[0]] if net.n_windows else [])]
     if recipe.pretrained == PRETRAINING[0]:
-        trained = torch.load(file, map_location="cpu", weights_only=True)
+        trained = load(file)
         weights = {name: value for name, value in trained.items() if name.startswith("streams.0.")}
         for features in backbones:
             features.load_state_dict({name.removeprefix("streams.0."): value for name, value in weights.items()})

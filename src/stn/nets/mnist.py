@@ -64,6 +64,12 @@ class Architecture:
     padding: str = "zeros"
     antialias: bool = False
 
+    def __post_init__(self) -> None:
+        needed = [("classifier", CLASSIFIERS), *([("localisation", LOCALISATIONS)] if self.transformation else [])]
+        for name, allowed in needed:
+            if getattr(self, name) not in tuple(allowed):
+                raise ValueError(f"model.{name} must be one of {tuple(allowed)}, got {getattr(self, name)!r}")
+
     def build(self, in_shape: tuple[int, int, int], widths: tuple[int, int], classes: int, pool: int) -> nn.Module:
         """The network for images of shape (C, H, W); `pool` is the average-pooling of the transformers' output.
 

@@ -1,7 +1,6 @@
 """Records in one archive: what borrowed hardware sends home."""
 
 import io
-import json
 import re
 import tarfile
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,8 @@ from typing import NamedTuple
 from stn.results.records import (
     DATA_KINDS,
     RecordError,
-    check_record,
+    parse_record,
+    read_record,
     read_records,
     record_path,
     records_root,
@@ -62,7 +62,7 @@ def merge(archive: str | Path, results_dir: str | Path) -> Merged:
             conflicts.append(f"{name} (twice in the archive)")
         elif not path.exists():
             incoming[path] = record
-        elif json.loads(path.read_text(encoding="utf-8")) == record:
+        elif read_record(path) == record:
             known.append(path)
         else:
             conflicts.append(name)
@@ -92,10 +92,9 @@ def _members(archive: str | Path):
 
 def _parse(where: str, content: bytes, path: Path, results_dir: Path) -> dict:
     try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise RecordError(f"{where}: not JSON, perhaps torn ({error})") from error
-    check_record(path, record)
+        record = parse_record(path, content)
+    except RecordError as error:
+        raise RecordError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
     if path != record_path(records_root(results_dir, record["data"]), run_key(record)):
         raise RecordError(f"{where}: a record of {record['data']} data in the wrong folder")
     return record

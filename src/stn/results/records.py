@@ -59,6 +59,7 @@ MEASURED = frozenset(FIELDS) - {
     *("schema", "status", "reason", "task", "model", "protocol", "seed", "data", "config", "config_hash"),
     *("versions", "git", "finished_at"),
 }
+CHECKSUM = "checksum"  # the last key of a file: of all others
 NULLABLE = frozenset({"reason", "test_wrong", "images_per_s", "threads"})
 _KINDS = {int: "an int", str: "a string", dict: "a dict", (int, float): "a number"}
 
@@ -109,7 +110,8 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     check_record(path, record)
-    text = _to_json({name: record[name] for name in FIELDS}) + "\n"
+    ordered = {name: record[name] for name in FIELDS}
+    text = _to_json({**ordered, CHECKSUM: config_hash(ordered, without=())}) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -127,17 +129,28 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read and validate one record.
 
-    Raises: RecordError, one line, for a torn file, a missing or unknown key, a value that cannot be, or a
+    Raises: RecordError, one line, for a torn or changed file, a missing or unknown key, a value that cannot be, or a
     key that disagrees with the path.
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return parse_record(path, path.read_bytes())
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecordError as error:
+        raise RecordError(f"{error}; restore the file, or delete it to have the run trained again") from error
+
+
+def parse_record(path: Path, content: bytes) -> dict[str, Any]:
+    """The record in the content of a file that belongs at `path`. Raises: RecordError, as `read_record`."""
+    try:
+        record = json.loads(content.decode())
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise RecordError(f"{path}: not JSON, perhaps torn ({error})") from error
+    checksum = record.pop(CHECKSUM, None) if isinstance(record, dict) else None
     check_record(path, record)
+    if checksum not in (None, config_hash(record, without=())):  # None: records older than the checksum
+        raise RecordError(f"{path}: its checksum is wrong, so something in it was changed")
     return record
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stn.data.seeds import stream_seed
+from stn.tasks.data_parallel import Part
 from stn.tasks.recipe import Recipe
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
@@ -40,6 +41,7 @@ class Training(pl.LightningModule):
         self.seed = seed
         self.chunk_steps = chunk_steps
         self.precision = "float32"  # or "tf32", "bf16": of training
+        self.part = Part()  # of every batch, in data-parallel training
         self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
         self.steps_done = 0  # training steps; Lightning's own counter counts chunks
         self.train_s = 0.0  # seconds spent training, those before an interruption among them
@@ -83,14 +85,16 @@ class Training(pl.LightningModule):
 
     def training_step(self, _: int, batch_idx: int) -> None:
         started = time.perf_counter()
-        # The bare optimiser and loss.backward(): Lightning's wrappers would cost 0.4 ms a step.
+        # The bare optimiser and loss.backward(): Lightning's wrappers would cost 0.4 ms a step. With several processes
+        # Lightning's backward is what tells DDP, which sees one forward pass per chunk, to average the gradients.
         optimiser, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        backward = Tensor.backward if self.part.count == 1 else self.manual_backward
         losses, outcomes = [], []
         for _ in range(self.begin_chunk()):
-            with computing(self.precision, self.device):
+            with computing(self.precision, self.device), self.part.batch_norm():
                 loss, outcome = self.batch_loss()
             optimiser.zero_grad()
-            loss.backward()
+            backward(loss)
             optimiser.step()
             schedule.step()
             losses.append(loss.detach())
@@ -106,7 +110,9 @@ class Training(pl.LightningModule):
         """How many steps the next chunk has; `generator` is at the start of its random stream."""
         chunk = self.steps_done // self.chunk_steps
         self.generator.manual_seed(stream_seed(self.seed, "train", chunk))
-        torch.manual_seed(stream_seed(self.seed, "dropout", chunk))  # dropout knows only the global generator
+        # Dropout knows only the global generator. Other masks in every process, since its images are others.
+        purpose = f"dropout/{self.part.rank}" if self.part.rank else "dropout"
+        torch.manual_seed(stream_seed(self.seed, purpose, chunk))
         return min(self.chunk_steps, self.recipe.steps - self.steps_done)
 
     def end_chunk(self, losses: Tensor, outcomes: list) -> dict[str, float]:
@@ -114,7 +120,7 @@ class Training(pl.LightningModule):
 
         Raises: Diverged.
         """
-        metrics = {"train/loss": losses.mean().item(), **self.chunk_metrics(outcomes)}
+        metrics = self.part.mean({"train/loss": losses.mean().item(), **self.chunk_metrics(outcomes)}, losses.device)
         self.steps_done += len(losses)
         if not math.isfinite(metrics["train/loss"]):
             raise Diverged(

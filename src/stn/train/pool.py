@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from typing import NamedTuple
 
+from stn.results.records import config_hash, read_record
+from stn.train.settings import record_file, science
+
 _queue = None  # in a worker: where it reports progress
 
 
@@ -28,13 +31,36 @@ class Finished(NamedTuple):
     error: BaseException | None
 
 
-def train_stack(stack: list[dict], deadline: float | None, progress: Callable[[int], None] | None) -> list[dict]:
-    """Trains one stack: the records of its runs."""
+def train_stack(
+    stack: list[dict],
+    deadline: float | None,
+    progress: Callable[[int], None] | None,
+    listed: dict[str, str | None] | None = None,
+) -> list[dict]:
+    """Trains one stack: the records of its runs.
+
+    `listed`: by record file, when the record finished that was there as the runs were listed, None where there was
+    none. Where another is there now, another process has done that run in the meantime; it is not trained again.
+    """
     from stn.train.claim import claimed
     from stn.train.run import run_stack
 
     with claimed(stack):
-        return run_stack(stack, progress, deadline)
+        done = {} if listed is None else _done_since(stack, listed)
+        left = [settings for i, settings in enumerate(stack) if i not in done]
+        records = iter(run_stack(left, progress, deadline) if left else [])
+        return [done[i] if i in done else next(records) for i in range(len(stack))]
+
+
+def _done_since(stack: list[dict], listed: dict[str, str | None]) -> dict[int, dict]:
+    found = {}
+    for i, settings in enumerate(stack):
+        path = record_file(settings)
+        record = read_record(path) if path.exists() else None
+        new = record and record["finished_at"] != listed.get(str(path))
+        if new and record["config_hash"] == config_hash(science(settings)):
+            found[i] = record
+    return found
 
 
 def run_all(

@@ -21,8 +21,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_name(device: torch.device) -> str:
-    """The processor's or the GPU's name."""
+def device_name(device: torch.device, count: int = 1) -> str:
+    """The processor's or the GPU's name; where `count` processes train together, as many times that."""
+    if count > 1:
+        return f"{count} x {device_name(device)}"
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

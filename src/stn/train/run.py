@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from stn.data.errors import DataError
 from stn.families import Built, build
 from stn.nets.budget import count_parameters
 from stn.results.records import RunKey, config_hash, pack_wrong, write_record
 from stn.tasks.training import Diverged, Training
 from stn.train.memory import keep_freed_memory
+from stn.train.parallel import check_parallel, part_of, trainer_options
 from stn.train.provenance import device_name, git_state, versions
+from stn.train.saved import load, save
 from stn.train.settings import check, record_file, run_folder, run_key, science
 from stn.train.snapshots import Snapshots
 from stn.train.stack import Stack
@@ -60,10 +64,17 @@ class _Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         over = self.deadline is not None and time.time() >= self.deadline and module.steps_done < module.recipe.steps
-        if over or time.monotonic() - self.saved_at >= CHECKPOINT_EVERY.total_seconds():
+        due = over or time.monotonic() - self.saved_at >= CHECKPOINT_EVERY.total_seconds()
+        over, due = trainer.strategy.broadcast((over, due))  # of several processes, the first one's clock counts
+        if due:
             temporary = self.path.with_suffix(".tmp")
-            trainer.save_checkpoint(temporary, weights_only=False)  # the optimiser, too
-            os.replace(temporary, self.path)
+            try:
+                trainer.save_checkpoint(temporary, weights_only=False)  # the optimiser, too
+                if trainer.is_global_zero:
+                    os.replace(temporary, self.path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
             self.saved_at = time.monotonic()
         if over:
             raise OutOfTime(f"stopped by the time budget after step {module.steps_done} of {module.recipe.steps}")
@@ -81,11 +92,21 @@ class _Run:
         self.folder, self.path = run_folder(settings), record_file(settings)
         built = build(settings)
         self.module, self.record = built.module, _blank_record(settings, self.key, built)
-        self.module.precision = settings["precision"]
+        self.module.precision, self.module.part = settings["precision"], part_of(settings)
+        check_parallel(settings, self.module)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.path.parent):  # a folder that takes no record is found now, not at the end
+            pass
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process, of those that train the run together, writes its files."""
+        return self.module.part.rank == 0
 
     def write(self, **found) -> None:
         self.record |= {**found, "finished_at": _now()}
-        write_record(self.path, self.record)
+        if self.writes:
+            write_record(self.path, self.record)
 
 
 def run(settings: dict, progress=None, deadline: float | None = None, callbacks: Sequence[Callback] = ()) -> dict:
@@ -94,8 +115,9 @@ def run(settings: dict, progress=None, deadline: float | None = None, callbacks:
     `progress` is called with the number of steps done, now and then. `deadline`: a time.time() at which to stop.
     `callbacks`: of Lightning; one may end the training by raising a `Stopped`.
     Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. OutOfTime at the
-    deadline; nothing is recorded either, and the next call goes on. An error during training is recorded with status
-    "failed" and raised again.
+    deadline; nothing is recorded either, and the next call goes on, as after an OSError: a full disk says nothing about
+    the run. Another error during training is recorded with status "failed" and raised again, but not where several
+    processes train the run: it may be that one of them was lost.
     """
     return run_stack([settings], progress, deadline, callbacks)[0]
 
@@ -111,11 +133,13 @@ def run_stack(
     trained.config_hash = "+".join(run.record["config_hash"] for run in runs)
     try:
         diverged = _train_and_test(trained, runs, folder, progress, deadline, callbacks)
-    except Stopped:
+    except (Stopped, OSError):
         raise
     except SystemExit as stop:  # what Lightning makes of Ctrl+C
         raise KeyboardInterrupt from stop
     except Exception as error:
+        if runs[0].module.part.count > 1:
+            raise  # most likely another process was lost, which says nothing about the run
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         for run in runs:
             run.write(status="failed", reason=reason)
@@ -123,11 +147,11 @@ def run_stack(
     for i, run in enumerate(runs):
         if i in diverged:
             run.write(status="diverged", reason=diverged[i], curve=_thinned(run.module.curve))
-        else:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            torch.save(run.module.net.state_dict(), run.folder / "weights.pt")
+        elif run.writes:
+            save(run.module.net.state_dict(), run.folder / "weights.pt")
             run.write(**_measured(run.module))
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    if runs[0].writes:
+        (folder / "last.ckpt").unlink(missing_ok=True)
     return [run.record for run in runs]
 
 
@@ -143,18 +167,20 @@ def _train_and_test(
     """Fit (resuming from the last checkpoint), then test each run; which of them diverged, and why."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _usable_checkpoint(folder / "last.ckpt", trained.config_hash)
-    saving = [Snapshots({run.folder: run.module for run in runs}), _Checkpoints(folder / "last.ckpt", deadline)]
+    snapshots = Snapshots({run.folder: run.module for run in runs if run.writes})
+    saving = [snapshots, _Checkpoints(folder / "last.ckpt", deadline)]
     callbacks = [*saving, *callbacks]
     if progress:
         callbacks.append(_Progress(progress))
     settings = runs[0].settings
-    with tracking(settings, runs[0].key, folder) as (logger, extra_callbacks), warnings.catch_warnings():
+    tracked = settings if runs[0].writes else settings | {"wandb": {"mode": "disabled"}}
+    with tracking(tracked, runs[0].key, folder) as (logger, extra_callbacks), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
         trainer = pl.Trainer(
-            accelerator="cpu" if settings["device"] == "cpu" else "auto" if settings["device"] == "auto" else "gpu",
-            devices=1,
+            **trainer_options(settings),
             max_epochs=-1,  # the module stops the Trainer after its last step
             logger=logger,
             callbacks=callbacks + extra_callbacks,
@@ -172,7 +198,7 @@ def _train_and_test(
         diverged = getattr(trained, "diverged", {})
         for i, run in enumerate(runs):
             if i not in diverged:
-                run.record["device"] = device_name(trained.device)
+                run.record["device"] = device_name(trained.device, run.module.part.count)
                 trainer.test(run.module, verbose=False)
         if logger:
             log_outcome(logger, _measured(runs[0].module), trained.recipe.steps)
@@ -184,9 +210,9 @@ def _usable_checkpoint(path: Path, config_hash: str) -> Path | None:
     if not path.exists():
         return None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)["config_hash"]
-    except Exception as error:  # whatever a damaged file makes torch raise
-        log.warning("%s: damaged checkpoint (%s), starting again", path, type(error).__name__)
+        found = load(path)["config_hash"]
+    except (DataError, LookupError, TypeError) as error:
+        log.warning("%s: damaged checkpoint, starting again (%s)", path, " ".join(str(error).split()))
         return None
     if found != config_hash:
         log.warning("%s: checkpoint of other settings, starting again", path)

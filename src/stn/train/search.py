@@ -108,9 +108,9 @@ def resume(study: optuna.Study) -> int:
     They go on from their checkpoints, since equal settings make the same run.
     """
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
+        if trial.params:  # first: a kill in between makes two trials of one run, not none
             study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=TrialState.FAIL)
     return len(study.get_trials(states=DONE))
 
 

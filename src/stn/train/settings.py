@@ -1,5 +1,6 @@
 """What resolved settings (conf/train.yaml) say about a run. Imports no torch."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def run_folder(settings: dict) -> Path:
     return root / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
 
 
+def processes(settings: dict) -> int:
+    """How many processes train the run together: how fast, not what, so records do not depend on it."""
+    return settings["trainer"]["devices"] * settings["trainer"]["num_nodes"]
+
+
 def variant(settings: dict) -> dict:
     """The same run under a protocol name and in a results folder of its own, so that it slips into no table.
 
@@ -53,13 +59,23 @@ def check(settings: dict) -> None:
     """Raises: ValueError for a missing group, a seed, threads, device, data, evaluate or wandb.mode that no run can
     have.
     """
-    for name in ("task", "model", "protocol", "recipe", "wandb"):
+    for name in ("task", "model", "protocol", "recipe", "wandb", "trainer"):
         if not isinstance(settings.get(name), dict):
             raise ValueError(f"{name} must be a group of settings, got {settings.get(name)!r}")
+    for name in ("task", "model", "protocol"):
+        given = settings[name].get("name")
+        if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", given):
+            raise ValueError(f"{name}.name must be letters, digits, _ and -, got {given!r}")
+    for name in ("data_dir", "results_dir", "output_dir"):
+        if not isinstance(settings[name], str) or "\0" in settings[name]:
+            raise ValueError(f"{name} must be a folder, got {settings[name]!r}")
     for name, least in (("seed", 0), ("threads", 1)):
         value = settings[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer, {least} or more, got {value!r}")
+    for name, value in settings["trainer"].items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"trainer.{name} must be an integer, 1 or more, got {value!r}")
     budget_s = settings["time_budget_s"]
     if budget_s is not None and (isinstance(budget_s, bool) or not isinstance(budget_s, int | float)):
         raise ValueError(f"time_budget_s must be a number of seconds or null, got {budget_s!r}")

@@ -1,5 +1,6 @@
 """Keeps what the spatial transformers of a run make of the same test images, at a few steps of its training."""
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from stn.tasks.training import Training
+from stn.train.saved import replace
 
 FILE = "snapshots.npz"
 SNAPSHOTS = 12  # per run, the start and the end among them; the closer together, the earlier
@@ -44,9 +46,10 @@ class Snapshots(Callback):
         for folder, thetas in zip(self.runs, zip(*self.thetas, strict=True), strict=False):
             by_transformer = [torch.stack(column).numpy() for column in zip(*thetas, strict=True)]
             if by_transformer:
-                folder.mkdir(parents=True, exist_ok=True)
                 named = {f"theta_{k}": theta for k, theta in enumerate(by_transformer)}
-                np.savez_compressed(folder / FILE, step=np.array(self.steps), **named)
+                packed = io.BytesIO()
+                np.savez_compressed(packed, step=np.array(self.steps), **named)
+                replace(folder / FILE, packed.getbuffer())
 
     def state_dict(self) -> dict:
         return {"steps": self.steps, "thetas": self.thetas}

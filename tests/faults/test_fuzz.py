@@ -1,0 +1,119 @@
+"""Whatever a setting is set to, there is a run, or one line that says why not."""
+
+import copy
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from experiments.cli import explain
+from experiments.config import CONF, compose_run
+from stn.families import mnist, network
+from stn.results.tables import load_table
+from stn.train.settings import check, record_file, run_folder, science
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 40),
+    st.floats(-3, 40),
+    st.sampled_from([float("nan"), float("inf"), "../up", "a/b", "null", "\0", "1", [], {}, [1, 2], [[]], {"name": 1}]),
+    st.text(max_size=4),
+    st.lists(st.integers(-1, 3), max_size=3),
+)
+OFTEN = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+def places(node: dict, above: tuple = ()) -> list[tuple]:
+    """Every key below a node, as the path that leads to it."""
+    found = [(*above, key) for key in node]
+    return found + [
+        place for key, value in node.items() if isinstance(value, dict) for place in places(value, (*above, key))
+    ]
+
+
+def put(node: dict, place: tuple, value: object) -> dict:
+    changed = copy.deepcopy(node)
+    at = changed
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    return changed
+
+
+CELLS = (("mnist_rts", "fcn"), ("mnist_e", "st_cnn_tps"), ("svhn_64", "svhn_st_multi"), ("mnist3d", "st3d_cnn"))
+
+
+@pytest.fixture(scope="module")
+def cells() -> dict[tuple, dict]:
+    """Resolved settings, without the protocol's sections that concern other families."""
+    found = {cell: compose_run([f"task={cell[0]}", f"model={cell[1]}", "protocol=smoke"]) for cell in CELLS}
+    return {cell: {**found[cell], "protocol": {"name": "smoke"}} for cell in CELLS}
+
+
+def line_or_none(call, *arguments) -> str | None:
+    """The line that a user reads when `call` raises; None when it does not."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise  # taken for a bug
+    else:
+        return None
+    assert line.strip() == line != ""
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.filterwarnings("ignore")  # of layers without units
+@OFTEN
+@given(data=st.data())
+def test_a_changed_setting_makes_a_run_or_a_line(cells, monkeypatch, data):
+    def use(changed):
+        check(changed)
+        science(changed)
+        assert record_file(changed).is_relative_to(changed["results_dir"])
+        assert run_folder(changed).is_relative_to(changed["output_dir"])
+        network(changed)
+
+    # The solver of the widths takes most of a second, and is tested elsewhere.
+    monkeypatch.setattr(
+        mnist, "build_within_budget", lambda arch, shape, n, pool, _: (arch.build(shape, (8, 8), n, pool), (8, 8))
+    )
+    cell = cells[data.draw(st.sampled_from(CELLS))]
+    place = data.draw(st.sampled_from(places(cell)))
+    line_or_none(use, put(cell, place, data.draw(JUNK)))
+
+
+@OFTEN
+@example(["seed", "="])
+@example(["{", "}"])
+@given(
+    st.lists(
+        st.sampled_from([*"=+~{}[]:,.'\"$\\@%#!&*| \n\té0a", "seed", "task", "mnist_r", "protocol.mnist.lr"]),
+        max_size=8,
+    )
+)
+def test_any_text_as_an_override_is_one_or_a_line(pieces):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    line_or_none(OverridesParser.create().parse_override, "".join(pieces))
+
+
+def test_a_changed_table_file_is_a_table_or_a_line(tmp_path):
+    name = "table3"
+    content = yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text())
+
+    @OFTEN
+    @given(data=st.data())
+    def changed(data):
+        place = data.draw(st.sampled_from(places(content)))
+        text = yaml.safe_dump(put(content, place, data.draw(JUNK)), allow_unicode=True)
+        if data.draw(st.booleans()):  # and torn
+            text = text[: data.draw(st.integers(0, len(text)))]
+        (tmp_path / f"{name}.yaml").write_text(text)
+        line_or_none(load_table, tmp_path / f"{name}.yaml")
+
+    changed()
