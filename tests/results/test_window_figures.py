@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from stn.results.window_figures import window_animation, window_sheet
+from stn.results.window_figures import class_sheet, window_animation, window_sheet
 
 
 def test_the_animation_has_a_frame_per_step_with_the_boxes_in_place(tmp_path):
@@ -26,3 +26,16 @@ def test_the_sheet_is_the_same_for_the_same_input(tmp_path):
     assert paths[0].read_bytes() == paths[1].read_bytes()
     with Image.open(paths[0]) as picture:
         assert picture.width == 900
+
+
+def test_every_class_has_its_own_images_in_colour(tmp_path):
+    images = np.zeros((2, 3, 12, 12, 3))
+    images[0, ..., 0] = images[1, ..., 1] = 1  # the first line red, the second green
+    boxes = np.tile([2.0, 2, 8, 8], (2, 3, 1))
+    path = class_sheet(tmp_path / "classes.png", images, boxes, boxes + 1, ["red", "green"], "a title")
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    reds, greens = (np.nonzero((pixels == colour).all(-1))[0] for colour in ([255, 0, 0], [0, 255, 0]))
+    assert len(reds) > 1000
+    assert len(greens) > 1000
+    assert reds.max() < greens.min()

@@ -5,16 +5,19 @@ import pytest
 import torch
 
 from experiments.config import compose_run
+from experiments.galleries import tablecubcoloc
 from stn.data.cub import load_cub
 from stn.data.errors import DataError
-from stn.families import build, prepare
-from stn.families.cub_coloc import data_folder, scenes
+from stn.families import build, needs, prepare
+from stn.families.cub_coloc import data_folder, encoder_settings, load_encoder, scenes
 from stn.nets.backbones import backbone
-from stn.nets.bird_encoder import BackboneActivations
+from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
+from stn.nets.cub import MultiStreamTransformer
 from stn.results.records import read_record, unpack_wrong
-from stn.tasks.birds import BirdColocalisation
+from stn.tasks.birds import BirdColocalisation, square_windows
+from stn.tasks.colocalisation import window_boxes_px
 from stn.train.run import run
-from stn.train.settings import record_file
+from stn.train.settings import record_file, run_folder
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +37,8 @@ def settings_of_birds(tmp_path, birds_dir):
             ]
         )
 
+    make.folder = tmp_path / "figures"
+    make.folder.mkdir()
     return make
 
 
@@ -49,6 +54,8 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
     by_species = [value for name, value in metrics.items() if name.startswith("test/correct_pct_0")]
     assert np.mean(by_species) == pytest.approx(metrics["test/correct_pct"])
     assert record["data_checksums"].keys() == {"annotations_sha256", "encoder_sha256"}
+    assert all(metrics[f"test/loss_{windows}"] > 0 for windows in ("found", "true"))
+    assert {"test/correct_searched_pct", "test/correct_fitted_pct"} <= metrics.keys()
 
     # the two baselines, by counting pixels
     train = load_cub(data_folder(settings), "train", 48)
@@ -64,6 +71,13 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
         sure = (overlap - 0.5).abs() > 0.05  # boxes were rounded
         low, high = (100 * found.float().mean().item() for found in ((overlap > 0.5) & sure, (overlap > 0.5) | ~sure))
         assert low - 1e-3 <= metrics[f"test/correct_{name}_pct"] <= high + 1e-3
+
+    # the figure: a line of the birds of each species
+    wanted = {name: settings[name] for name in ("data_dir", "output_dir", "data")} | {"protocol": "smoke"}
+    monkeypatch.setattr(tablecubcoloc, "BIRDS", 2)
+    paths = tablecubcoloc.draw(settings_of_birds.folder, [record], wanted)
+    assert [path.name for path in paths] == ["windows_cub_coloc_smoke_standin.png"]
+    assert paths[0].exists()
 
 
 def test_scenes_are_of_one_species_each_and_too_few_photographs_are_said(settings_of_birds):
@@ -101,8 +115,60 @@ def test_missing_real_birds_are_said_in_a_line(tmp_path, settings_of_birds):
 
 @pytest.mark.parametrize(
     ("recipe", "named"),
-    [({"species": 1}, "recipe.species"), ({"crop_px": 16}, "recipe.crop_px"), ({"scale_min": 0.9}, "scale_min")],
+    [
+        ({"species": 1}, "recipe.species"),
+        ({"crop_px": 16}, "recipe.crop_px"),
+        ({"encoder": "vgg"}, "recipe.encoder"),
+        ({"scale_min": 0.9}, "scale_min"),
+    ],
 )
 def test_impossible_settings_are_named(settings_of_birds, recipe, named):
     with pytest.raises(ValueError, match=named):
         build(settings_of_birds(**recipe))
+
+
+@pytest.fixture
+def cub_cnn():
+    torch.manual_seed(3)
+    return MultiStreamTransformer("small", 0, 7, image_px=42, crop_px=42, width=4).eval()
+
+
+def test_the_encoder_of_drawn_birds_gives_the_class_scores_of_the_net_it_was(cub_cnn):
+    encoder = SpeciesActivations.from_weights(cub_cnn.state_dict())
+    pictures = torch.rand(3, 3, 42, 42)
+    maps, scores = encoder(pictures)
+    with torch.no_grad():
+        torch.testing.assert_close(scores, cub_cnn(pictures))
+        torch.testing.assert_close(maps, cub_cnn.streams[0](pictures))
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert encoder(pictures[:, :, :28, :28])[0].shape == (3, 16, 2, 2)
+
+
+@pytest.mark.parametrize("other", [{}, {"streams.0.net.0.weight": torch.zeros(4, 3, 3, 3)}])
+def test_weights_of_another_net_are_refused_as_encoder(other):
+    with pytest.raises(ValueError, match="not those of a cub_cnn"):
+        SpeciesActivations.from_weights(other)
+
+
+def test_a_run_with_the_encoder_of_drawn_birds_needs_that_run_and_drawn_birds(settings_of_birds, cub_cnn):
+    settings = settings_of_birds(encoder="cub_pretrain")
+    assert needs(settings) == [("cub_pretrain", "cub_cnn")]
+    assert needs(settings_of_birds()) == []
+    with pytest.raises(
+        DataError, match=r"experiments\.train task=cub_pretrain model=cub_cnn protocol=smoke data=standin"
+    ):
+        load_encoder(settings)
+    path = run_folder(encoder_settings(settings)) / "weights.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(cub_cnn.state_dict(), path)
+    (_, checksum), (_, again) = load_encoder(settings), load_encoder({**settings, "seed": 4})
+    assert checksum == again
+    assert list(checksum) == ["encoder cub_pretrain/cub_cnn/smoke/seed0"]
+    with pytest.raises(ValueError, match="data=real: protocol smoke compares crops by a net trained on drawn birds"):
+        needs(settings_of_birds("data=real", encoder="cub_pretrain"))
+
+
+def test_square_windows_have_the_middles_and_the_areas_of_the_boxes():
+    boxes = torch.tensor([[[10.0, 20, 50, 30], [0.0, 0, 96, 96]]])
+    squares = window_boxes_px(square_windows(boxes, 96), 96)
+    torch.testing.assert_close(squares, torch.tensor([[[20.0, 15, 40, 35], [0.0, 0, 96, 96]]]))

@@ -4,35 +4,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from stn.data.cub import Birds, center_crop, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
 from stn.data.seeds import stream_seed
 from stn.families import Built, Network
+from stn.families.coloc import weights_sha256
+from stn.families.cub import PRETRAINING
 from stn.nets.backbones import IMAGENET, backbone
-from stn.nets.bird_encoder import BackboneActivations
+from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
 from stn.nets.colocalisation import Localisers, WindowBounds
 from stn.tasks.birds import BirdColocalisation
 from stn.tasks.colocalisation import Scenes
 from stn.tasks.recipe import Recipe
-from stn.train.settings import from_settings
+from stn.tasks.window_search import RANDOM_CROPS, Search
+from stn.train.saved import load
+from stn.train.settings import from_settings, run_folder, run_key
 
 DATA = ("real", "standin")
-ENCODER = "efficientnet_lite0"
+BACKBONE = "efficientnet_lite0"  # of the encoder "imagenet"
+ENCODERS = {IMAGENET: 32, PRETRAINING[0]: 16}  # and the stride, the smallest crop they take
 STANDIN_SEED = 2  # other species than those of Table 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CubColocRecipe(Recipe):
     """`species`: how many, spread over all. `image_px`: the middle of each photograph, square, with its shorter side.
+    `encoder`: "imagenet", or "cub_pretrain" for the cub_cnn that this protocol trained on other drawn species.
 
-    `standin_…` as in `CubRecipe`; the others: see `Colocalisation` and `WindowBounds`.
+    `standin_…` as in `CubRecipe`; the others: see `Colocalisation`, `WindowBounds` and `Search`.
     """
 
     species: int
     images_per_species: int
     image_px: int
+    encoder: str
     alpha: float
     crop_distance: float
     crop_px: int
@@ -41,6 +49,9 @@ class CubColocRecipe(Recipe):
     initial_scale: float
     max_shift: float
     antialias: bool
+    search_windows: int
+    search_prototypes: int
+    fit_steps: int
     standin_birds: int
     standin_px: int
 
@@ -49,7 +60,11 @@ class CubColocRecipe(Recipe):
         self.must_be_at_least(2, "species")
         self.must_be_at_least(2, "batch_size")  # the loss compares images with each other
         self.must_be_at_least(self.batch_size, "images_per_species")
-        self.must_be_at_least(32, "crop_px")  # the encoder's stride
+        self.must_be_one_of("encoder", ENCODERS)
+        self.must_be_at_least(ENCODERS[self.encoder], "crop_px")
+        self.must_be_at_least(RANDOM_CROPS, "search_windows")
+        self.must_be_at_least(1, "search_prototypes")
+        self.must_be_at_least(0, "fit_steps")
         self.bounds()
 
     def bounds(self) -> WindowBounds:
@@ -64,6 +79,10 @@ def prepare(settings: dict) -> None:
     elif not any((folder / name).exists() for name in ("images.txt", "CUB_200_2011", "CUB_200_2011.tgz")):
         raise DataError(f"CUB-200-2011 is not in {folder}: run `make data-cub` (1.2 GB), or use data=standin")
     prepare_cub(folder, (recipe.image_px,))
+
+
+def needs(settings: dict) -> list[tuple[str, str]]:
+    return [PRETRAINING] if _recipe(settings).encoder == PRETRAINING[0] else []
 
 
 def network(settings: dict) -> Network:
@@ -82,15 +101,38 @@ def build(settings: dict) -> Built:
         raise DataError(f"data={settings['data']}: the birds in {data_folder(settings)} are {train.source}")
     chosen = torch.linspace(0, len(train.classes) - 1, recipe.species).long().tolist()
     names = [train.classes[k].replace(".", "_") for k in chosen]
-    features = backbone(ENCODER, IMAGENET)
+    encoder, encoder_checksum = load_encoder(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
         net, widths, _ = network(settings)
     shown, hidden = (scenes(birds, chosen, recipe.images_per_species, recipe.image_px) for birds in (train, unseen))
     net.standardise(shown.images)
-    module = BirdColocalisation(net, BackboneActivations(features), shown, hidden, names, recipe, seed)
-    checksums = {"annotations_sha256": train.sha256, "encoder_sha256": features.weights_sha256}
-    return Built(module, widths, checksums)
+    search = Search(recipe.search_windows, recipe.search_prototypes, recipe.fit_steps)
+    module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, seed, search)
+    return Built(module, widths, {"annotations_sha256": train.sha256, **encoder_checksum})
+
+
+def load_encoder(settings: dict) -> tuple[nn.Module, dict[str, str]]:
+    """The frozen encoder and the checksum of its weights.
+
+    Raises: DataError, with the command that makes it, when it is not there.
+    """
+    if _recipe(settings).encoder == IMAGENET:
+        features = backbone(BACKBONE, IMAGENET)
+        return BackboneActivations(features), {"encoder_sha256": features.weights_sha256}
+    of_encoder = encoder_settings(settings)
+    key, path = run_key(of_encoder), run_folder(of_encoder) / "weights.pt"
+    if not path.exists():
+        command = f"task={key.task} model={key.model} protocol={key.protocol} data={settings['data']}"
+        raise DataError(f"the encoder {path} is not there; make it: python -m experiments.train {command}")
+    weights = load(path)
+    return SpeciesActivations.from_weights(weights), {f"encoder {key}": weights_sha256(weights)}
+
+
+def encoder_settings(settings: dict) -> dict:
+    """What names the run of the encoder "cub_pretrain": always seed 0."""
+    task, model = PRETRAINING
+    return {**settings, "task": {"name": task}, "model": {"name": model}, "seed": 0}
 
 
 def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
@@ -118,4 +160,11 @@ def data_folder(settings: dict) -> Path:
 
 
 def _recipe(settings: dict) -> CubColocRecipe:
-    return from_settings(CubColocRecipe, settings["recipe"], "the recipe")
+    """Raises: ValueError for settings that are none, and for real birds where the encoder knows only drawn ones."""
+    recipe = from_settings(CubColocRecipe, settings["recipe"], "the recipe")
+    if recipe.encoder != IMAGENET and settings.get("data") == "real":
+        raise ValueError(
+            f"data=real: protocol {settings['protocol']['name']} compares crops by a net trained on drawn birds; give "
+            "data=standin, or protocol=fast or paper after `make data-cub`"
+        )
+    return recipe

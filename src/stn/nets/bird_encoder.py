@@ -1,9 +1,10 @@
-"""What crops of photographs are compared by (App. A.2 on CUB): activations of a net that was trained on ImageNet."""
+"""What crops of photographs are compared by (App. A.2 on CUB): activations of a net trained on ImageNet or on birds."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn.nets.backbones import Backbone
+from stn.nets.backbones import Backbone, small
 
 # Of EfficientNet's seven stages: those that end a resolution, 1/8, 1/16 and 1/32 of the crop, and how many cells a side
 # are left of their maps. A coarse map of a low stage still says where in the crop something is.
@@ -30,3 +31,37 @@ class BackboneActivations(nn.Module):
             if stage in STAGES:
                 found.append(F.adaptive_avg_pool2d(maps, STAGES[stage]))
         return found
+
+
+class SpeciesActivations(nn.Module):
+    """The last maps and the class scores of a trained `cub_cnn` on the backbone "small", as a list; frozen.
+
+    Shapes: crops (N, 3, H, W) in [0, 1] -> (N, channels, h, w), (N, classes).
+    Deviation: the paper compares the activations of all three layers of its CNN. The lower ones of this net tell birds
+    from drawn foliage no better than ImageNet's: with them the loss has its minimum off the birds.
+    """
+
+    def __init__(self, features: Backbone, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.features = features.eval().requires_grad_(False)
+        self.classifier = classifier.requires_grad_(False)
+
+    @classmethod
+    def from_weights(cls, weights: dict[str, Tensor]) -> "SpeciesActivations":
+        """Raises: ValueError when they are not those of a `cub_cnn` on "small"."""
+        stream = "streams.0."
+        of_stream = {name.removeprefix(stream): tensor for name, tensor in weights.items() if name.startswith(stream)}
+        try:
+            features = small(len(of_stream["net.0.weight"]))
+            features.load_state_dict(of_stream)
+            classifier = nn.Linear(features.channels, len(weights["classifier.bias"]))
+            with torch.no_grad():
+                classifier.weight.copy_(weights["classifier.weight"])
+                classifier.bias.copy_(weights["classifier.bias"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError('the encoder\'s weights are not those of a cub_cnn on the backbone "small"') from error
+        return cls(features, classifier)
+
+    def forward(self, crops: Tensor) -> list[Tensor]:
+        maps = self.features(crops)
+        return [maps, self.classifier(maps.mean((2, 3)))]

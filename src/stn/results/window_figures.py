@@ -27,18 +27,34 @@ def window_sheet(
 
     Shapes: images (n, H, W), truth_px (n, 4), windows_px (len(steps), n, 4), boxes as left, top, right, bottom edge.
     """
-    n, lines = len(images), len(steps)
+    lines = len(steps)
+    return class_sheet(path, [images] * lines, [truth_px] * lines, windows_px, [f"step {s}" for s in steps], title)
+
+
+def class_sheet(
+    path: str | Path,
+    images: Sequence[np.ndarray],
+    truth_px: Sequence[np.ndarray],
+    windows_px: Sequence[np.ndarray],
+    labels: Sequence[str],
+    title: str,
+) -> Path:
+    """The same with images of their own in every line: one line per class, say.
+
+    Shapes: of each line images (n, H, W) or (n, H, W, 3), truth_px and windows_px (n, 4).
+    """
+    n, lines = len(images[0]), len(labels)
     cell = (WIDTH_INCHES - 0.9) / n
     figure = Figure(figsize=(WIDTH_INCHES, lines * cell + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(lines, n, squeeze=False)
-    for line, step, boxes in zip(axes, steps, windows_px, strict=True):
-        for ax, image, box, true in zip(line, images, boxes, truth_px, strict=True):
+    for line, label, *of_line in zip(axes, labels, images, truth_px, windows_px, strict=True):
+        for ax, image, true, box in zip(line, *of_line, strict=True):
             ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             _outline(ax, true, TRUTH, 1.0, "--")
             _outline(ax, box, WINDOW, 1.8, "-")
             ax.set(xticks=[], yticks=[], xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
-        line[0].set_ylabel(f"step {step}", rotation=0, ha="right", va="center", fontsize=LABEL_SIZE)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=LABEL_SIZE)
     return _save(figure, path)
 
 

@@ -9,7 +9,7 @@ from stn.data.seeds import TEST_SEED
 from stn.data.streams import Batch
 from stn.nets.cub import Windows, tiling_centres, window_boxes_px
 from stn.tasks.classification import Classification
-from stn.tasks.colocalisation import CORRECT_IOU, Colocalisation, iou
+from stn.tasks.colocalisation import CORRECT_IOU, Colocalisation, iou, pair_loss
 from stn.tasks.window_parts import REGIONS, random_windows, region_frequencies, report_windows, window_regions
 
 HEAD, BODY = (list(REGIONS).index(name) for name in ("head", "body"))
@@ -24,8 +24,8 @@ class BirdClassification(Classification):
 
 
 class BirdColocalisation(Colocalisation):
-    """Adds the CorLoc of two windows that look at nothing: the whole picture, and a box in its middle of the mean size
-    of the true boxes.
+    """Adds the CorLoc of two windows that look at nothing, the whole picture and a box in its middle of the true boxes'
+    mean size; and the loss of the windows found beside that of squares on the true boxes, of their areas.
     """
 
     def on_test_end(self) -> None:
@@ -37,6 +37,24 @@ class BirdColocalisation(Colocalisation):
         for name, box_px in (("whole_image", whole), ("centre_box", torch.cat([centre - half, centre + half]))):
             correct = iou(box_px.expand_as(boxes_px), boxes_px) > CORRECT_IOU
             self.metrics[f"test/correct_{name}_pct"] = 100 * correct.float().mean().item()
+        with torch.no_grad():
+            self.metrics["test/loss_found"] = self._test_loss(self.net(self.scenes["train"].images))
+            self.metrics["test/loss_true"] = self._test_loss(square_windows(boxes_px, self.image_px))
+
+    def _test_loss(self, windows: Tensor) -> float:
+        """The training loss of these windows (N, K, 3), on all training images at once, mean over the classes."""
+        generator = torch.Generator(self.device).manual_seed(TEST_SEED)
+        random = self.net.bounds.at_random(windows[..., 0], generator)
+        images = self.scenes["train"].images
+        found, compared = self.encode(images, windows), self.encode(images, random)
+        return pair_loss(found, compared, self.recipe.alpha)[0].mean().item()
+
+
+def square_windows(boxes_px: Tensor, image_px: int) -> Tensor:
+    """The square windows (..., 3) as (s, tx, ty) with the middles and areas of boxes (..., 4) in a square image."""
+    low, high = boxes_px[..., :2], boxes_px[..., 2:]
+    scale = (high - low).prod(-1, keepdim=True).sqrt() / image_px
+    return torch.cat([scale, (low + high) / image_px - 1], dim=-1)
 
 
 class WindowStatistics:
