@@ -21,7 +21,7 @@ def draw(folder: Path, records: list[dict], wanted: dict) -> list[Path]:
     """A GIF for every record of `SHOWN` whose run left snapshots and weights."""
     paths = []
     for record in (r for r in records if SHOWN.get(r["task"]) == r["model"]):
-        snapshots = _snapshots(record, wanted)
+        snapshots = snapshots_of(record, wanted)
         module = trained(record, wanted) if snapshots else None
         if module is not None:
             name = f"training_{record['task']}_{record['model']}"
@@ -33,7 +33,8 @@ def draw(folder: Path, records: list[dict], wanted: dict) -> list[Path]:
     return paths
 
 
-def _snapshots(record: dict, wanted: dict) -> dict[str, np.ndarray]:
+def snapshots_of(record: dict, wanted: dict) -> dict[str, np.ndarray]:
+    """What `stn.train.snapshots` wrote of a run; empty where it left nothing. Raises: DataError for a damaged file."""
     from stn.train.snapshots import FILE
 
     settings = {name: {"name": record[name]} for name in ("task", "model", "protocol")}

@@ -1,11 +1,11 @@
 """Runs on volumes end in records like those on images."""
 
-from pathlib import Path
-
 import pytest
+from PIL import Image
 
 from experiments.config import compose_run
 from experiments.galleries.table3d import draw
+from experiments.galleries.training import snapshots_of
 from stn.families import network
 from stn.results.records import read_record, unpack_wrong
 from stn.train.run import run
@@ -63,8 +63,11 @@ def test_the_gallery_shows_digits_that_the_transformer_alone_gets_right(monkeypa
     wanted = {"protocol": "smoke", "data": "real", "data_dir": "data", "output_dir": str(tmp_path / "outputs")}
     monkeypatch.setattr("experiments.galleries.table3d.GALLERY_DIGITS", 1)
     monkeypatch.setattr("experiments.galleries.compose_run", lambda _: settings[0])
-    assert draw(tmp_path / "figures", records, wanted) == [tmp_path / "figures" / "gallery_mnist3d_smoke.png"]
-    assert Path(tmp_path / "figures" / "gallery_mnist3d_smoke.png").stat().st_size > 5000
+    gallery, animation = draw(tmp_path / "figures", records, wanted)
+    assert gallery == tmp_path / "figures" / "gallery_mnist3d_smoke.png"
+    assert gallery.stat().st_size > 5000
+    with Image.open(animation) as frames:
+        assert frames.n_frames == len(snapshots_of(records[0], wanted)["step"]) > 1
     assert draw(tmp_path / "figures", records[:1], wanted) == []
 
 

@@ -21,7 +21,11 @@ def training_animation(path: str | Path, steps: Mapping[int, Sequence[Warp]], ti
     Each warp is a column: the input with the sampling grid on it, its top edge orange, above the output.
     """
     last = max(steps)
-    frames = [_frame(warps, f"{title}: step {step} of {last}") for step, warps in sorted(steps.items())]
+    return write_gif(path, [_frame(warps, f"{title}: step {step} of {last}") for step, warps in sorted(steps.items())])
+
+
+def write_gif(path: str | Path, frames: Sequence[np.ndarray]) -> Path:
+    """Frames (H, W, 3) uint8 as an endless GIF that rests on the last one."""
     palette = Image.fromarray(np.concatenate([frames[0], frames[-1]])).quantize(COLOURS, dither=Image.Dither.NONE)
     pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     path = Path(path)

@@ -5,16 +5,18 @@ the depth is what the viewer sees at azimuth and elevation 0.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from stn.results.figures import LABEL_SIZE, WIDTH_INCHES, _image, _save
+from stn.results.animations import write_gif
+from stn.results.figures import DPI, LABEL_SIZE, WIDTH_INCHES, _image, _save
 
 AZIMUTH_DEG, ELEVATION_DEG = 35.0, 25.0
 HALF_VIEW = 1.5  # of the picture's side, in units of half the volume: the whole cube fits at the angles above
@@ -86,6 +88,35 @@ def volume_gallery(path: str | Path, rows: Sequence[VolumeWarp], title: str, per
         for panel, name in zip(panels, (warp.caption, "its projection", "after the ST", "its projection"), strict=True):
             panel.set_title(name, fontsize=LABEL_SIZE)
     return _save(figure, path)
+
+
+def volume_animation(path: str | Path, steps: Mapping[int, Sequence[VolumeWarp]], title: str) -> Path:
+    """The same volumes through a 3D transformer at several steps of its training, a frame per step.
+
+    Each warp is a column: the volume, what the transformer makes of it, and the projection of that.
+    """
+    last = max(steps)
+    return write_gif(path, [_frame(warps, f"{title}: step {step} of {last}") for step, warps in sorted(steps.items())])
+
+
+def _frame(warps: Sequence[VolumeWarp], title: str) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    cell = (WIDTH_INCHES - 0.9) / len(warps)
+    figure = Figure(figsize=(WIDTH_INCHES, 3 * cell + 0.6), dpi=DPI, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(3, len(warps), squeeze=False)
+    for warp, (before, after, projection) in zip(warps, axes.T, strict=True):
+        _volume(before, warp.input)
+        _volume(after, warp.output)
+        _image(projection, warp.projection_out / max(warp.projection_out.max(), 1e-9))
+        before.set_title(warp.caption, fontsize=LABEL_SIZE)
+    for row, label in zip(axes, ("volume", "after\nthe ST", "its\nprojection"), strict=True):
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=LABEL_SIZE)
+        for ax in row:
+            ax.set(xticks=[], yticks=[], frame_on=False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _volume(ax: Axes, volume: np.ndarray) -> None:
