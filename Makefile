@@ -40,7 +40,7 @@ reproduce-3d: setup data  ## App. A.3, digits in volumes
 reproduce-birds: setup  ## App. A.2 on birds, co-localisation: after `make data-cub`, or with DATA=standin
 	$(REPRODUCE) table=tablecubcoloc $(ARGS)
 
-sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser task=mnist_e …" (extra: pip install -e '.[sweeps]')
+sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser task=mnist_e …"
 	$(RUN)sweep workers=$(WORKERS) data=$(DATA) $(ARGS)
 
 test: setup      ## the tests
