@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -69,9 +70,14 @@ def main() -> None:
             digits = write_toy_digits(Path(folder) / "digits")
             Child(Path(folder) / "warm", print).wait()
             rows = list(sections[name](Path(folder), digits, wanted.kills, random.Random(wanted.seed)))
-        found[name] = [row._asdict() | {"seen": row.seen.replace(folder, "…")} for row in rows]
+        found[name] = [row._asdict() | {"seen": _anywhere(row.seen.replace(folder, "…"))} for row in rows]
         print(f"{name}: {len(rows)} rows, {time.monotonic() - started:.0f} s", flush=True)
         write(wanted.out, found)
+
+
+def _anywhere(seen: str) -> str:
+    """A message without the names of this machine's temporary files."""
+    return re.sub(re.escape(tempfile.gettempdir()) + r"/[^/'` ]+", "…", seen)
 
 
 def read(out: Path) -> dict[str, list[dict]]:
