@@ -109,7 +109,7 @@ def test_the_fcn_has_two_hidden_layers():
 
 @pytest.mark.parametrize("block", [2, 3])
 def test_a_block_mean_is_an_average_pooling(block):
-    image = torch.randn(2, 3, 4 * block, 5 * block)
+    image = torch.randn(2, 3, 4 * block + 1, 5 * block)
     torch.testing.assert_close(BlockMean(block)(image), F.avg_pool2d(image, block))
 
 

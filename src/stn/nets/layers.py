@@ -67,15 +67,18 @@ class InputConv2d(nn.Conv2d):
 
 
 class BlockMean(nn.Module):
-    """`nn.AvgPool2d(block)` for sides that are multiples of `block`, in half the time on the CPU."""
+    """`nn.AvgPool2d(block)`, which drops what is left of a side that is no multiple of `block`, in half the time on
+    the CPU.
+    """
 
     def __init__(self, block: int) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, image: Tensor) -> Tensor:
-        rows = sum(image[..., i :: self.block, :] for i in range(self.block))
-        return sum(rows[..., i :: self.block] for i in range(self.block)) / self.block**2
+        height, width = (side // self.block * self.block for side in image.shape[-2:])
+        rows = sum(image[..., i : height : self.block, :] for i in range(self.block))
+        return sum(rows[..., i : width : self.block] for i in range(self.block)) / self.block**2
 
 
 def he(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
