@@ -59,6 +59,8 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
     content = yaml.safe_load((CONF / "protocol" / f"{protocol}.yaml").read_text())
     assert all(len(note.splitlines()) == 1 for note in content["notes"].values())
     assert content["notes"].keys() == set(FAMILIES)
+    assert content.keys() - {"name", "notes", *FAMILIES} <= {"addition_steps_of"}
+    assert content.get("addition_steps_of", {}).keys() <= set(options("model"))
     paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
     for family in FAMILIES:
         assert content[family].keys() == paper[family].keys()
