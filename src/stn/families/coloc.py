@@ -12,10 +12,8 @@ from stn.data.mnist import MNIST_MD5, Digits, prepare_mnist
 from stn.data.seeds import TEST_SEED, stream_seed
 from stn.families import Built, Network
 from stn.families.mnist import splits
-from stn.nets.colocalisation import CnnActivations, Localisers, WindowBounds
-from stn.tasks.colocalisation import Colocalisation, Scenes
-from stn.tasks.recipe import Recipe
-from stn.tasks.window_search import RANDOM_CROPS, Search
+from stn.nets.colocalisation import CnnActivations, Localisers
+from stn.tasks.colocalisation import Colocalisation, ColocalisationRecipe, Scenes
 from stn.train.saved import load
 from stn.train.settings import from_settings, run_folder, run_key
 
@@ -27,36 +25,15 @@ PATCH_DONORS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColocRecipe(Recipe):
-    """`encoder_protocol`: the protocol of the run whose CNN is the encoder. `crop_px` is the side of what it sees.
-
-    The others: see `Colocalisation` and `WindowBounds`.
-    """
+class ColocRecipe(ColocalisationRecipe):
+    """`encoder_protocol`: the protocol of the run whose CNN is the encoder. `crop_px` is the side of what it sees."""
 
     images_per_class: int
     encoder_protocol: str
-    alpha: float
-    crop_distance: float
-    crop_px: int
-    scale_min: float
-    scale_max: float
-    initial_scale: float
-    max_shift: float
-    antialias: bool
-    search_windows: int
-    search_prototypes: int
-    fit_steps: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.must_be_at_least(2, "batch_size")  # the loss compares images with each other
         self.must_be_at_least(self.batch_size, "images_per_class")
-        self.must_be_at_least(RANDOM_CROPS, "search_windows")
-        self.must_be_at_least(1, "search_prototypes")
-        self.bounds()
-
-    def bounds(self) -> WindowBounds:
-        return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)
 
 
 def prepare(settings: dict) -> None:
@@ -87,8 +64,7 @@ def build(settings: dict) -> Built:
         net, widths, _ = network(settings)
     net.standardise(train.images)
     names = [f"digit{k}" for k in range(CLASSES)]
-    search = Search(recipe.search_windows, recipe.search_prototypes, recipe.fit_steps)
-    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed, search, CHUNK_STEPS)
+    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed, recipe.search(), CHUNK_STEPS)
     return Built(module, widths, MNIST_MD5 | checksum)
 
 
@@ -113,19 +89,24 @@ def scenes(digits: Digits, n: int, clutter: Clutter, seed: int) -> Scenes:
 
 
 def load_encoder(settings: dict) -> tuple[CnnActivations, dict[str, str]]:
-    """The frozen encoder, and the key of its run with the sha256 of its weights.
+    """The frozen encoder and the checksum of its weights. Raises: DataError, as `encoder_weights`."""
+    weights, checksum = encoder_weights(encoder_settings(settings))
+    crop_px = settings["recipe"]["crop_px"]
+    return CnnActivations.from_weights(weights, (1, crop_px, crop_px)), checksum
 
-    Raises: DataError, with the command that makes it, when it is not there.
+
+def encoder_weights(of_encoder: dict) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights that a run left, and its key with their sha256.
+
+    Raises: DataError, with the command that makes them, when they are not there, or are damaged.
     """
-    of_encoder = encoder_settings(settings)
-    path = run_folder(of_encoder) / "weights.pt"
-    key = run_key(of_encoder)
+    key, path = run_key(of_encoder), run_folder(of_encoder) / "weights.pt"
     if not path.exists():
-        command = f"task={key.task} model={key.model} protocol={key.protocol} seed={key.seed}"
+        data = "" if of_encoder["data"] == "real" else f" data={of_encoder['data']}"
+        command = f"task={key.task} model={key.model} protocol={key.protocol}{data} seed={key.seed}"
         raise DataError(f"the encoder {path} is not there; make it: python -m experiments.train {command}")
     weights = load(path)
-    encoder = CnnActivations.from_weights(weights, (1, settings["recipe"]["crop_px"], settings["recipe"]["crop_px"]))
-    return encoder, {f"encoder {key}": weights_sha256(weights)}
+    return weights, {f"encoder {key}": weights_sha256(weights)}
 
 
 def encoder_settings(settings: dict) -> dict:

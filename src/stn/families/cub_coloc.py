@@ -11,17 +11,14 @@ from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
 from stn.data.seeds import stream_seed
 from stn.families import Built, Network
-from stn.families.coloc import weights_sha256
+from stn.families.coloc import encoder_weights
 from stn.families.cub import PRETRAINING
 from stn.nets.backbones import IMAGENET, backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
-from stn.nets.colocalisation import Localisers, WindowBounds
+from stn.nets.colocalisation import Localisers
 from stn.tasks.birds import BirdColocalisation
-from stn.tasks.colocalisation import Scenes
-from stn.tasks.recipe import Recipe
-from stn.tasks.window_search import RANDOM_CROPS, Search
-from stn.train.saved import load
-from stn.train.settings import from_settings, run_folder, run_key
+from stn.tasks.colocalisation import ColocalisationRecipe, Scenes
+from stn.train.settings import from_settings
 
 DATA = ("real", "standin")
 BACKBONE = "efficientnet_lite0"  # of the encoder "imagenet"
@@ -30,45 +27,26 @@ STANDIN_SEED = 2  # other species than those of Table 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class CubColocRecipe(Recipe):
+class CubColocRecipe(ColocalisationRecipe):
     """`species`: how many, spread over all. `image_px`: the middle of each photograph, square, with its shorter side.
     `encoder`: "imagenet", or "cub_pretrain" for the cub_cnn that this protocol trained on other drawn species.
 
-    `standin_…` as in `CubRecipe`; the others: see `Colocalisation`, `WindowBounds` and `Search`.
+    `standin_…` as in `CubRecipe`.
     """
 
     species: int
     images_per_species: int
     image_px: int
     encoder: str
-    alpha: float
-    crop_distance: float
-    crop_px: int
-    scale_min: float
-    scale_max: float
-    initial_scale: float
-    max_shift: float
-    antialias: bool
-    search_windows: int
-    search_prototypes: int
-    fit_steps: int
     standin_birds: int
     standin_px: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.must_be_at_least(2, "species")
-        self.must_be_at_least(2, "batch_size")  # the loss compares images with each other
         self.must_be_at_least(self.batch_size, "images_per_species")
         self.must_be_one_of("encoder", ENCODERS)
         self.must_be_at_least(ENCODERS[self.encoder], "crop_px")
-        self.must_be_at_least(RANDOM_CROPS, "search_windows")
-        self.must_be_at_least(1, "search_prototypes")
-        self.must_be_at_least(0, "fit_steps")
-        self.bounds()
-
-    def bounds(self) -> WindowBounds:
-        return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)
 
 
 def prepare(settings: dict) -> None:
@@ -107,8 +85,7 @@ def build(settings: dict) -> Built:
         net, widths, _ = network(settings)
     shown, hidden = (scenes(birds, chosen, recipe.images_per_species, recipe.image_px) for birds in (train, unseen))
     net.standardise(shown.images)
-    search = Search(recipe.search_windows, recipe.search_prototypes, recipe.fit_steps)
-    module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, seed, search)
+    module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, seed, recipe.search())
     return Built(module, widths, {"annotations_sha256": train.sha256, **encoder_checksum})
 
 
@@ -120,13 +97,8 @@ def load_encoder(settings: dict) -> tuple[nn.Module, dict[str, str]]:
     if _recipe(settings).encoder == IMAGENET:
         features = backbone(BACKBONE, IMAGENET)
         return BackboneActivations(features), {"encoder_sha256": features.weights_sha256}
-    of_encoder = encoder_settings(settings)
-    key, path = run_key(of_encoder), run_folder(of_encoder) / "weights.pt"
-    if not path.exists():
-        command = f"task={key.task} model={key.model} protocol={key.protocol} data={settings['data']}"
-        raise DataError(f"the encoder {path} is not there; make it: python -m experiments.train {command}")
-    weights = load(path)
-    return SpeciesActivations.from_weights(weights), {f"encoder {key}": weights_sha256(weights)}
+    weights, checksum = encoder_weights(encoder_settings(settings))
+    return SpeciesActivations.from_weights(weights), checksum
 
 
 def encoder_settings(settings: dict) -> dict:

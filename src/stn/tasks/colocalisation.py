@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from stn.data.seeds import stream_seed
-from stn.nets.colocalisation import Localisers
+from stn.nets.colocalisation import Localisers, WindowBounds
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
-from stn.tasks.window_search import Search, fit_windows, hinge_loss, search_windows, squared_distances
+from stn.tasks.window_search import RANDOM_CROPS, Search, fit_windows, hinge_loss, search_windows, squared_distances
 from stn.transform import sample
 from stn.transform.grids import attention_grid
 
@@ -21,6 +22,37 @@ CORRECT_IOU = 0.5
 TRACED_IMAGES, TRACED_FIT, TRACED_STEPS = 8, 8, 16
 # A class is lost when most of its windows miss the object's middle.
 LOST_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColocalisationRecipe(Recipe):
+    """What every co-localisation is told: see `Colocalisation`, `WindowBounds` and `Search`."""
+
+    alpha: float
+    crop_distance: float
+    crop_px: int
+    scale_min: float
+    scale_max: float
+    initial_scale: float
+    max_shift: float
+    antialias: bool
+    search_windows: int
+    search_prototypes: int
+    fit_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.must_be_at_least(2, "batch_size")  # the loss compares images with each other
+        self.must_be_at_least(RANDOM_CROPS, "search_windows")
+        self.must_be_at_least(1, "search_prototypes")
+        self.must_be_at_least(0, "fit_steps")
+        self.bounds()
+
+    def bounds(self) -> WindowBounds:
+        return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)
+
+    def search(self) -> Search:
+        return Search(self.search_windows, self.search_prototypes, self.fit_steps)
 
 
 class Scenes(NamedTuple):
@@ -89,8 +121,7 @@ class Colocalisation(Training):
     """Trains the localisers of K classes on `train`, whose images are also the test, as in the paper.
 
     `encoder`: crops (B, C, crop_px, crop_px) -> a list of feature tensors (B, ...); frozen. `names`: of the classes.
-    The recipe has, besides a `Recipe`'s settings, `alpha`, `crop_distance`, `crop_px` and `antialias`; its
-    `batch_size` is that of each class. Without a `search` the windows begin in the middle, all alike.
+    The recipe's `batch_size` is that of each class. Without a `search` the windows begin in the middle, all alike.
     Metrics: percent of windows with IoU above 0.5 (CorLoc), by class and mean over classes, on the training images and
     on `unseen` ones; how the wrong ones go wrong (`misses`); and what was correct before the descent (`begin`).
     Deviation: the layers of e() are scaled so that two random crops are `crop_distance` apart (squared) in the mean,
@@ -105,7 +136,7 @@ class Colocalisation(Training):
         train: Scenes,
         unseen: Scenes,
         names: Sequence[str],
-        recipe: Recipe,
+        recipe: ColocalisationRecipe,
         seed: int,
         search: Search | None = None,
         chunk_steps: int = CHUNK_STEPS,
