@@ -39,16 +39,15 @@ def reproduce(config: DictConfig) -> None:
     spec = _spec(wanted)
     states = {"done": [], "failed": [], "missing": []}
     cells = _cells(spec, wanted)
-    listed = _finished_at(cells)  # before their states: what another process finishes from now on is not done again
+    listed = {}  # what another process finishes after it was read here is not done again
     for settings in cells:
-        states[_state(settings)].append(settings)
+        states[_state(settings, listed)].append(settings)
     todo = states["missing"] + (states["failed"] if wanted["retry"] else [])
     counts = ", ".join(f"{len(cells)} {state}" for state, cells in states.items())
     console.print(f"{spec.title}, protocol {wanted['protocol']}: {sum(map(len, states.values()))} runs: {counts}")
     for settings in states["failed"]:
         console.print(f"  failed: {run_key(settings)} (retry=true runs it again)")
-    needed = _needed(todo, wanted) if todo else []
-    listed |= _finished_at(needed)
+    needed = _needed(todo, wanted, listed) if todo else []
     if wanted["dry_run"]:
         for settings in needed + todo:
             console.print(f"  would run: {run_key(settings)}")
@@ -109,7 +108,7 @@ def _compose(task: str, model: str, seed: int, wanted: dict) -> dict:
     )
 
 
-def _needed(todo: list[dict], wanted: dict) -> list[dict]:
+def _needed(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> list[dict]:
     """The runs, in no table, whose weights those of `todo` begin with, and which are not done or have left no weights.
 
     They are of the same protocol, with seed 0.
@@ -118,24 +117,20 @@ def _needed(todo: list[dict], wanted: dict) -> list[dict]:
 
     pairs = dict.fromkeys(pair for settings in todo for pair in needs(settings))
     runs = [_compose(task, model, 0, wanted) for task, model in pairs]
-    return [run for run in runs if _state(run) != "done" or not (run_folder(run) / "weights.pt").exists()]
+    return [run for run in runs if _state(run, listed) != "done" or not (run_folder(run) / "weights.pt").exists()]
 
 
-def _state(settings: dict) -> str:
-    """done, failed, or missing; a record that was made with other settings counts as missing."""
+def _state(settings: dict, listed: dict[str, str | None]) -> str:
+    """done, failed, or missing; a record that was made with other settings counts as missing.
+
+    Notes in `listed` when the record that is there finished, by its file.
+    """
     path = record_file(settings)
-    if not path.exists():
-        return "missing"
-    record = read_record(path)
-    if record["config_hash"] != config_hash(science(settings)):
+    record = read_record(path) if path.exists() else None
+    listed[str(path)] = record and record["finished_at"]
+    if record is None or record["config_hash"] != config_hash(science(settings)):
         return "missing"
     return "done" if record["status"] == "ok" else "failed"
-
-
-def _finished_at(runs: list[dict]) -> dict[str, str | None]:
-    """When the record of each run that is there finished, by its file."""
-    paths = [record_file(settings) for settings in runs]
-    return {str(path): read_record(path)["finished_at"] if path.exists() else None for path in paths}
 
 
 def _train(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> list[str]:

@@ -188,16 +188,16 @@ def test_reproduce_first_trains_what_the_cells_begin_with_unless_it_is_there(tmp
     values = ("quick", "standin", tmp_path, tmp_path / "results", tmp_path / "outputs", "cpu", "disabled")
     wanted = dict(zip(names, values, strict=True))
     cells = [reproduce._compose("cub_224", model, seed, wanted) for model in ("cub_cnn", "cub_st2") for seed in (0, 1)]
-    (first,) = reproduce._needed(cells, wanted)
+    (first,) = reproduce._needed(cells, wanted, {})
     assert str(run_key(first)) == "cub_pretrain/cub_cnn/quick/seed0"
-    assert reproduce._needed([first], wanted) == []  # itself begins with random weights
-    monkeypatch.setattr(reproduce, "_state", lambda settings: "done")
-    assert reproduce._needed(cells, wanted) == [first]  # a record without weights is not enough
+    assert reproduce._needed([first], wanted, {}) == []  # itself begins with random weights
+    monkeypatch.setattr(reproduce, "_state", lambda settings, listed: "done")
+    assert reproduce._needed(cells, wanted, {}) == [first]  # a record without weights is not enough
     (run_folder(first)).mkdir(parents=True)
     (run_folder(first) / "weights.pt").touch()
-    assert reproduce._needed(cells, wanted) == []
+    assert reproduce._needed(cells, wanted, {}) == []
     paper = [reproduce._compose("cub_224", "cub_cnn", 0, wanted | {"protocol": "paper"})]
-    assert reproduce._needed(paper, wanted) == []
+    assert reproduce._needed(paper, wanted, {}) == []
 
 
 def test_the_command_that_makes_them_writes_where_they_are_looked_for():

@@ -263,7 +263,7 @@ def _claims_frame(claims: Sequence[ClaimResult]) -> pd.DataFrame:
     for claim in claims:
         seeds = " to ".join(str(n) for n in dict.fromkeys(claim.n_seeds))
         rows.append([claim.statement, f"**{claim.outcome}**", claim.evidence, seeds])
-    return pd.DataFrame(rows, columns=["claim of the paper", "outcome", "evidence", "seeds"])
+    return pd.DataFrame(rows, columns=["claim", "outcome", "evidence", "seeds"])
 
 
 def _parts_frame(claims: Sequence[ClaimResult]) -> pd.DataFrame:

@@ -211,9 +211,16 @@ class Colocalisation(Training):
                     self.search.prototypes,
                 )
             )
-        found, seed = torch.stack(found, dim=1), stream_seed(self.seed, "fit")
-        for step in fit_windows(self.net, images, found, self.search.fit_steps, self.recipe.batch_size, seed):
-            self._note_windows(step - self.search.fit_steps)
+        found, steps = torch.stack(found, dim=1), self.search.fit_steps
+        fit_windows(
+            self.net,
+            images,
+            found,
+            steps,
+            self.recipe.batch_size,
+            stream_seed(self.seed, "fit"),
+            before_step=lambda step: self._note_windows(step - steps),
+        )
         with torch.no_grad():
             for i, windows in enumerate((found, self.net(images))):
                 overlap = iou(window_boxes_px(windows, self.image_px), boxes_px)

@@ -1,7 +1,7 @@
 """Where co-localisation begins: for each image the best of some random windows, by the loss alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -120,9 +120,15 @@ def _around(windows: Tensor, n_tried: int, bounds: WindowBounds, generator: torc
 
 
 def fit_windows(
-    net: Localisers, images: Tensor, windows: Tensor, steps: int, batch_size: int, seed: int
-) -> Iterator[int]:
-    """Trains the localisers to give these windows, by least squares; yields the number of each step before it is done.
+    net: Localisers,
+    images: Tensor,
+    windows: Tensor,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    before_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Trains the localisers to give these windows, by least squares; calls `before_step` with each step's number.
 
     Shapes: images (N, K, C, H, W), windows (N, K, 3).
     """
@@ -130,7 +136,7 @@ def fit_windows(
     optimiser = torch.optim.AdamW(net.parameters(), lr=FIT_LR, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     for step in range(steps):
-        yield step
+        before_step(step)
         chosen = torch.randperm(len(images), generator=generator, device=images.device)[:batch_size]
         loss = F.mse_loss(net(images[chosen]), windows[chosen])
         optimiser.zero_grad()
