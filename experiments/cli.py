@@ -113,6 +113,11 @@ def _explain_config(error: Exception, config: str) -> str:
     if found := re.search(r"You must specify '(\w+)'", message):
         group = found[1]
         return f"{group}=… is missing; allowed: {', '.join(options(group))}"
+    if found := re.search(r"Interpolation key 'protocol\.(\w+)' not found", message):
+        having = [
+            name for name in options("protocol") if found[1] in OmegaConf.load(CONF / "protocol" / f"{name}.yaml")
+        ]
+        return f"this protocol says nothing about {found[1]} tasks; allowed: protocol={', '.join(having)}"
     if found := re.search(r"Could not override '([\w.]+)'", message):
         return _explain_key(found[1], config)
     return message

@@ -150,6 +150,10 @@ def test_a_bug_is_not_taken_for_the_users_error():
         (["experiments.train", "task=mnist_r", "model=vgg"], "model=vgg does not exist; allowed: cnn"),
         (["experiments.train", *CELL, "protocol.mnist.lr=-1", "data_dir=nowhere"], "recipe.lr must be 0 or more"),
         (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
+        (
+            ["experiments.reproduce", "table=table4", "protocol=modern"],
+            "this protocol says nothing about addition tasks; allowed: protocol=fast, paper, quick, smoke",
+        ),
     ],
 )
 def test_a_command_ends_in_one_line_and_status_2(tmp_path, call, named):
