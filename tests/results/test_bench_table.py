@@ -17,6 +17,7 @@ def measured(ms, ratio, **parts):
             "stack of 3": {"ms": 4 * ms, "images_per_s": 96_000 / ms, "ratio": 0.75 * ratio},
         },
         "shares_ms": {"distortion": 1.0, "classifier": 3.0, **parts},
+        "flop_per_step": 3_530_000_000,
         "peak_fraction": 0.42,
     }
 
@@ -36,7 +37,8 @@ def path(tmp_path):
 def test_rows_are_computed_from_the_record(path):
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in bench_table(path).splitlines()[4:]]
     header, _, cnn, st = (dict(zip(lines[0], line, strict=True)) for line in lines)
-    assert list(header)[:5] == ["model", "ms/step", "images/s", "ours ÷ plain loop", "ours ÷ DataLoader"]
+    assert list(header)[:4] == ["model", "GFLOP/step", "ms/step", "÷ without ST"]
+    assert (cnn["GFLOP/step"], cnn["÷ without ST"], st["÷ without ST"]) == ("3.53", "–", "2.00")
     assert (cnn["ms/step"], cnn["images/s"], cnn["ours ÷ DataLoader"]) == ("10.0", "12800", "4.00")
     assert (st["ours ÷ plain loop"], st["stack of 3 ÷ plain loop"], st["ours ÷ DataLoader"]) == ("2.00", "1.50", "–")
     assert (cnn["distortion, %"], cnn["localisation, %"]) == ("25", "–")
