@@ -140,7 +140,7 @@ def _train(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> lis
     from stn.train.executors import launch
     from stn.train.pool import Finished, train_stack
     from stn.train.run import OutOfTime
-    from stn.train.stack import stacks
+    from stn.train.stack import stacked, stacks
 
     for settings in todo:
         prepare(settings)
@@ -177,17 +177,6 @@ def _train(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> lis
     if late:
         console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
     return failures
-
-
-def stacked(wanted: dict) -> bool:
-    """Whether runs train together where they can: by themselves on CUDA; on the CPU that is measured to be slower."""
-    if wanted["stack"] not in ("auto", True, False):
-        raise ValueError(f"stack must be auto, true or false, got {wanted['stack']!r}")
-    if wanted["stack"] != "auto":
-        return wanted["stack"]
-    import torch
-
-    return wanted["device"] != "cpu" and torch.cuda.is_available()
 
 
 def _report(event, job: list[dict]) -> list[str]:

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from experiments.cli import job, main
 from experiments.config import compose_run, resolved
-from experiments.reproduce import stacked
 from stn.results.records import config_hash
 from stn.train.claim import held_file
 from stn.train.settings import check, processes, science
@@ -54,6 +53,7 @@ def sweep(config: DictConfig) -> None:
 def _search(wanted: dict):
     """The study these settings ask for: its name tells it from all that would give other numbers."""
     from stn.train.search import Search
+    from stn.train.stack import stacked
 
     chosen = wanted["sweep"]
     settings = {name: value for name, value in wanted.items() if name not in ("sweep", "launcher", "workers", "stack")}

@@ -1,6 +1,7 @@
 """Train and test one model: python -m experiments.train task=mnist_rts model=st_cnn_tps protocol=fast seed=0"""
 
 import time
+from collections.abc import Callable
 
 import hydra
 from omegaconf import DictConfig
@@ -19,19 +20,35 @@ def train(config: DictConfig) -> float | None:
     settings = as_variant(resolved(config))
     from stn.families import network  # torch and Lightning take seconds to import: not for --help or a typo
     from stn.train.parallel import part_of
-    from stn.train.run import OutOfTime, run
+    from stn.train.run import run
 
-    budget_s = settings["time_budget_s"]
     first = part_of(settings).rank == 0  # of the processes that train the run together
-    try:
-        network(settings)  # what cannot be built is refused before a file is made
+    network(settings)  # what cannot be built is refused before a file is made
+
+    def trained() -> dict:
         with claimed([settings] if first else []):
-            record = run(settings, deadline=None if budget_s is None else time.time() + budget_s)
+            return run(settings, deadline=deadline_of(settings))
+
+    return ended(settings, trained, tell=first)
+
+
+def deadline_of(settings: dict) -> float | None:
+    """When the time budget of a run that starts now is used up, as time.time()."""
+    budget_s = settings["time_budget_s"]
+    return None if budget_s is None else time.time() + budget_s
+
+
+def ended(settings: dict, trained: Callable[[], dict], tell: bool = True) -> float | None:
+    """Prints how a run ended, `trained` being what makes its record; returns what `train` does."""
+    from stn.train.run import OutOfTime
+
+    try:
+        record = trained()
     except OutOfTime as stopped:
-        if first:
+        if tell:
             print(f"{run_key(settings)}: {stopped}; the same command goes on from there")
         return None
-    if not first:
+    if not tell:
         return None
     summary = {name: value for name, value in record["metrics"].items() if "theta" not in name}
     print(f"{record['task']} {record['model']} {record['protocol']} seed {record['seed']}: {record['status']}")

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from stn.families import network
 from stn.tasks.classification import Classification, cross_entropy
 from stn.tasks.training import Diverged, computing
+from stn.train.settings import processes
 
 # In these, runs of one stack may differ: they change numbers, not the program.
 FREE = (
@@ -29,13 +30,27 @@ FREE = (
 MAX_REPLICAS = 12
 
 
+def stacked(wanted: dict) -> bool:
+    """Whether runs train together where they can: by themselves on CUDA; on the CPU that is measured to be slower.
+
+    Raises: ValueError for a setting `stack` that says neither.
+    """
+    if wanted["stack"] not in ("auto", True, False):
+        raise ValueError(f"stack must be auto, true or false, got {wanted['stack']!r}")
+    if wanted["stack"] != "auto":
+        return wanted["stack"]
+    return wanted["device"] != "cpu" and torch.cuda.is_available()
+
+
 def stack_key(settings: dict) -> str | None:
     """Runs with the same key can train as one stack; None for a run that trains alone.
 
     The network and its input's shape must be the same, and the recipe but for `FREE`; seed and distortion may differ.
-    Runs that W&B tracks train alone.
+    Runs that W&B tracks, and those of several processes, train alone.
     """
     if settings["task"]["family"] not in ("mnist", "addition") or settings["wandb"]["mode"] != "disabled":
+        return None
+    if processes(settings) > 1:
         return None
     model = {name: value for name, value in settings["model"].items() if name != "name"}
     recipe = {name: value for name, value in settings["recipe"].items() if name not in FREE}
