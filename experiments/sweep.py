@@ -56,7 +56,7 @@ def _search(wanted: dict):
     from stn.train.stack import stacked
 
     chosen = wanted["sweep"]
-    settings = {name: value for name, value in wanted.items() if name not in ("sweep", "launcher", "workers", "stack")}
+    settings = {name: value for name, value in wanted.items() if name not in ("sweep", "launcher", "workers")}
     numbers = {**science(settings), "protocol": settings["protocol"]["name"], "space": chosen["space"]}
     names = [chosen["name"], *(settings[group]["name"] for group in ("task", "model", "protocol"))]
     study = "-".join([*names, config_hash(numbers, without=["protocol_note"])[:8]])

@@ -29,7 +29,8 @@ def multirun(monkeypatch, toy_mnist, tmp_path):
         groups.clear()
         results = tmp_path / folder
         places = [f"results_dir={results}", f"output_dir={tmp_path / 'outputs' / folder}"]
-        monkeypatch.setattr(sys, "argv", ["train", "--multirun", "--config-path", str(CONF), *SMALL, *places, *overrides])
+        arguments = ["--multirun", "--config-path", str(CONF), *SMALL, *places, *overrides]
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
         try:
             train.train()
         finally:
@@ -60,6 +61,11 @@ def test_a_job_that_cannot_run_leaves_the_stack_of_the_others_alone(multirun):
     with pytest.raises(ValueError, match="lr must be 0 or more"):
         multirun("bad", "task=mnist_r", "model=fcn", "seed=0,1", "protocol.mnist.lr=0.01,-1", "stack=true")
     assert {key[2:] for key in multirun.records} == {(0, 0.01), (1, 0.01)}
+
+
+def test_a_setting_of_stack_that_is_none_is_refused(multirun):
+    with pytest.raises(ValueError, match="stack must be one of auto, True, False, got 'perhaps'"):
+        multirun("perhaps", "task=mnist_r", "model=fcn", "seed=0,1", "stack=perhaps")
 
 
 def test_what_ends_a_stack_ends_each_of_its_jobs(multirun, monkeypatch):

@@ -204,7 +204,7 @@ def test_trials_that_can_share_a_program_do(monkeypatch, call, trials, tmp_path)
         ("sweep.space.lr.low=1", "low < high, got {'low': 1, 'high': 0.02"),
         ("sweep.space.lr.low=0", "sweep.space.lr must be"),  # of a logarithm
         ("sweep.space={}", "sweep.space is empty"),
-        ("stack=often", "stack must be auto, true or false, got 'often'"),
+        ("stack=often", "stack must be one of auto, True, False, got 'often'"),
         ("task=mnist_r model=fcn protocol.mnist.batch_size=0", "recipe.batch_size"),
     ],
 )

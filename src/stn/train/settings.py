@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stn.results.records import DATA_KINDS, RunKey, config_hash, record_path, records_root
 
+STACK = ("auto", True, False)
 PRECISIONS = ("float32", "tf32", "bf16")
 # What a record's settings name only where it is another: most records are older than these settings.
 USUAL = {"data": "real", "precision": "float32"}
@@ -56,8 +57,8 @@ def variant(settings: dict) -> dict:
 
 
 def check(settings: dict) -> None:
-    """Raises: ValueError for a missing group, a seed, threads, device, data, evaluate or wandb.mode that no run can
-    have.
+    """Raises: ValueError for a missing group, a seed, threads, device, data, precision, evaluate, stack or wandb.mode
+    that no run can have.
     """
     for name in ("task", "model", "protocol", "recipe", "wandb", "trainer"):
         if not isinstance(settings.get(name), dict):
@@ -84,11 +85,12 @@ def check(settings: dict) -> None:
         "data": (settings["data"], DATA_KINDS),
         "precision": (settings["precision"], PRECISIONS),
         "evaluate": (settings["evaluate"], ("test", "heldout")),
+        "stack": (settings["stack"], STACK),
         "wandb.mode": (settings["wandb"]["mode"], ("disabled", "offline", "online")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
 def from_settings(make: Callable, settings: dict, what: str):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from stn.families import network
 from stn.tasks.classification import Classification, cross_entropy
 from stn.tasks.training import Diverged, computing
-from stn.train.settings import processes
+from stn.train.settings import STACK, processes
 
 # In these, runs of one stack may differ: they change numbers, not the program.
 FREE = (
@@ -35,8 +35,8 @@ def stacked(wanted: dict) -> bool:
 
     Raises: ValueError for a setting `stack` that says neither.
     """
-    if wanted["stack"] not in ("auto", True, False):
-        raise ValueError(f"stack must be auto, true or false, got {wanted['stack']!r}")
+    if wanted["stack"] not in STACK:
+        raise ValueError(f"stack must be one of auto, True, False, got {wanted['stack']!r}")
     if wanted["stack"] != "auto":
         return wanted["stack"]
     return wanted["device"] != "cpu" and torch.cuda.is_available()
