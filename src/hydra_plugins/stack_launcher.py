@@ -37,6 +37,8 @@ class StackLauncher(BasicLauncher):
         from experiments.train import as_variant
         from stn.train.stack import stack_key, stacked, stacks
 
+        if not stacked(self.config):
+            return {}
         runs = {}
         for i, overrides in enumerate(job_overrides):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -44,7 +46,7 @@ class StackLauncher(BasicLauncher):
                 del config["hydra"]
             try:
                 settings = as_variant(resolved(config))
-                if stacked(settings) and stack_key(settings):
+                if stack_key(settings):
                     runs[i] = settings
             except Exception:  # on its own turn it says what is wrong with it
                 continue
