@@ -60,8 +60,9 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
     assert all(len(note.splitlines()) == 1 for note in content["notes"].values())
     families = set(FAMILIES) if protocol in PROTOCOLS else {"mnist"}
     assert content["notes"].keys() == families
-    assert content.keys() - {"name", "notes", *FAMILIES} <= {"addition_steps_of"}
+    assert content.keys() - {"name", "notes", *FAMILIES} <= {"addition_steps_of", "precision_of"}
     assert content.get("addition_steps_of", {}).keys() <= set(options("model"))
+    assert content.get("precision_of", {}).keys() <= set(options("task"))
     paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
     for family in families:
         assert content[family].keys() == paper[family].keys()
@@ -185,11 +186,13 @@ def test_reproduce_composes_for_every_table(table, protocol):
     assert load_table(CONF / "table" / f"{table}.yaml").metric == config.table.metric
 
 
-def test_only_the_cnn_adds_in_fewer_steps_and_only_at_fast():
+def test_only_the_cnn_adds_in_fewer_steps_and_in_bf16_and_only_at_fast():
     for protocol in PROTOCOLS:
-        cnn, fcn = (composed("addition", model, protocol)["recipe"] for model in ("cnn", "st2_fcn_tps"))
-        assert (cnn["steps"] < fcn["steps"]) == (protocol == "fast")
-        assert cnn | {"steps": 0} == fcn | {"steps": 0}
+        cnn, fcn = (composed("addition", model, protocol) for model in ("cnn", "st2_fcn_tps"))
+        assert (cnn["recipe"]["steps"] < fcn["recipe"]["steps"]) == (protocol == "fast")
+        assert cnn["recipe"] | {"steps": 0} == fcn["recipe"] | {"steps": 0}
+        assert (cnn["precision"], fcn["precision"]) == ("bf16" if protocol == "fast" else "float32", "float32")
+        assert composed("mnist_r", "cnn", protocol)["precision"] == "float32"
 
 
 # -- environments ---------------------------------------------------------------------------------------------------
