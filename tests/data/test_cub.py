@@ -123,9 +123,7 @@ def test_a_broken_line_is_refused_with_its_number(root, name, new, message):
     assert str(root) in str(error.value)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_is_in_the_files_there_is_an_answer_or_a_data_error(standin, tmp_path_factory, data):
     name = data.draw(st.sampled_from(list(FORMS)))

@@ -3,7 +3,7 @@ import itertools
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stn.data import digit_struct
@@ -180,7 +180,6 @@ def read_or_data_error(path, content):
     assert all(number.boxes.shape == (len(number.labels), 4) for number in numbers)
 
 
-@settings(max_examples=80, deadline=None, database=None)
 @given(st.data())
 def test_flipped_bits_give_numbers_or_a_data_error(small_mat, data):
     path, good = small_mat[0].with_name("flipped.mat"), small_mat[1]
@@ -192,7 +191,6 @@ def test_flipped_bits_give_numbers_or_a_data_error(small_mat, data):
     read_or_data_error(path, bytes(content))
 
 
-@settings(max_examples=40, deadline=None, database=None)
 @given(st.data())
 def test_a_truncated_file_gives_a_data_error(small_mat, data):
     path, good = small_mat[0].with_name("truncated.mat"), small_mat[1]

@@ -22,7 +22,7 @@ JUNK = st.one_of(
     st.text(max_size=4),
     st.lists(st.integers(-1, 3), max_size=3),
 )
-OFTEN = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+ALL_CHECKS_OFF = settings(suppress_health_check=list(HealthCheck))
 
 
 def places(node: dict, above: tuple = ()) -> list[tuple]:
@@ -68,7 +68,7 @@ def line_or_none(call, *arguments) -> str | None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of layers without units
-@OFTEN
+@ALL_CHECKS_OFF
 @given(data=st.data())
 def test_a_changed_setting_makes_a_run_or_a_line(cells, monkeypatch, data):
     def use(changed):
@@ -87,7 +87,28 @@ def test_a_changed_setting_makes_a_run_or_a_line(cells, monkeypatch, data):
     line_or_none(use, put(cell, place, data.draw(JUNK)))
 
 
-@OFTEN
+@pytest.mark.parametrize(
+    ("cell", "place", "value", "line"),
+    [
+        (CELLS[0], ("wandb",), {"name": 1}, r"wandb lacks entity, group, mode, project, got \{'name': 1\}"),
+        (CELLS[0], ("trainer",), {"devices": 1}, "trainer lacks num_nodes"),
+        (CELLS[0], ("recipe",), None, "recipe must be a group of settings, got None"),
+        (CELLS[1], ("model", "transformation"), False, "transformation must be one of .*'affine'.*, got False"),
+        (CELLS[1], ("model", "localisation"), None, "model.localisation must be one of .*, got None"),
+    ],
+)
+def test_the_line_names_the_setting(cells, cell, place, value, line):
+    changed = put(cells[cell], place, value)
+
+    def use():
+        check(changed)
+        network(changed)
+
+    with pytest.raises(ValueError, match=line):
+        use()
+
+
+@ALL_CHECKS_OFF
 @example(["seed", "="])
 @example(["{", "}"])
 @given(
@@ -106,7 +127,7 @@ def test_a_changed_table_file_is_a_table_or_a_line(tmp_path):
     name = "table3"
     content = yaml.safe_load((CONF / "table" / f"{name}.yaml").read_text())
 
-    @OFTEN
+    @ALL_CHECKS_OFF
     @given(data=st.data())
     def changed(data):
         place = data.draw(st.sampled_from(places(content)))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -36,7 +36,6 @@ def test_the_widths_differ_by_up_to_four_in_either_order():
     assert solve_widths(lambda w: 100 * w[0] + 1000 * w[1], 1500) == (5, 1)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(st.tuples(st.integers(1, 900), st.integers(0, 60), st.integers(1, 900), st.integers(0, 400)), st.data())
 def test_widths_are_those_of_a_search_of_all(coefficients, data):
     per_a, per_ab, per_b, constant = coefficients

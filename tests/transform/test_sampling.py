@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -290,7 +290,6 @@ def assert_finite_both_ways(name, theta, padding, antialias):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_finite_theta_gives_finite_values_and_gradients(name, data):
     padding = data.draw(st.sampled_from(["zeros", "border"]))

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -222,9 +224,10 @@ def test_a_transformation_of_ones_own_is_as_good_as_a_named_one():
     torch.testing.assert_close(transformer(images("affine")), images("affine"), rtol=0, atol=1e-5)
 
 
-def test_unknown_transformation_is_refused_with_the_names_allowed():
-    with pytest.raises(ValueError, match="'homography'") as error:
-        build("homography", shape=(1, 4, 4))
+@pytest.mark.parametrize("name", ["homography", False, None, 3, []])
+def test_unknown_transformation_is_refused_with_the_names_allowed(name):
+    with pytest.raises(ValueError, match=re.escape(f"got {name!r}")) as error:
+        build(name, shape=(1, 4, 4))
     assert all(repr(name) in str(error.value) for name in NAMES)
 
 

@@ -65,8 +65,10 @@ class Architecture:
     antialias: bool = False
 
     def __post_init__(self) -> None:
-        needed = [("classifier", CLASSIFIERS), *([("localisation", LOCALISATIONS)] if self.transformation else [])]
-        for name, allowed in needed:
+        needed = {"classifier": CLASSIFIERS}
+        if self.transformation is not None:
+            needed["localisation"] = LOCALISATIONS
+        for name, allowed in needed.items():
             if getattr(self, name) not in tuple(allowed):
                 raise ValueError(f"model.{name} must be one of {tuple(allowed)}, got {getattr(self, name)!r}")
 

@@ -60,9 +60,12 @@ def check(settings: dict) -> None:
     """Raises: ValueError for a missing group, a seed, threads, device, data, precision, evaluate, stack or wandb.mode
     that no run can have.
     """
-    for name in ("task", "model", "protocol", "recipe", "wandb", "trainer"):
+    needed = {"trainer": {"devices", "num_nodes"}, "wandb": {"mode", "project", "entity", "group"}}
+    for name in ("task", "model", "protocol", "recipe", *needed):
         if not isinstance(settings.get(name), dict):
             raise ValueError(f"{name} must be a group of settings, got {settings.get(name)!r}")
+        if missing := needed.get(name, set()) - settings[name].keys():
+            raise ValueError(f"{name} lacks {', '.join(sorted(missing))}, got {settings[name]!r}")
     for name in ("task", "model", "protocol"):
         given = settings[name].get("name")
         if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", given):

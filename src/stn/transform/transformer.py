@@ -88,8 +88,8 @@ class SpatialTransformer(nn.Module):
         initial_theta: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(transformation, str):
-            if transformation not in TRANSFORMATIONS:
+        if not isinstance(transformation, Transformation):
+            if transformation not in tuple(TRANSFORMATIONS):
                 raise ValueError(f"transformation must be one of {list(TRANSFORMATIONS)}, got {transformation!r}")
             transformation = TRANSFORMATIONS[transformation]
         initial = torch.tensor(transformation.identity) if initial_theta is None else initial_theta
