@@ -147,6 +147,9 @@ def table_figure(path: str | Path, cells: pd.DataFrame, unit: str = "% error", l
         ax.grid(axis="x", which="both", alpha=0.25)
         if log:
             _log_axis(ax, [v for v in [*shown["mean"], *shown["paper"]] if v is not None and v > 0] or [1.0])
+        else:
+            low, high = ax.get_xlim()
+            ax.set_xlim(max(low, -2.0), min(high, 102.0))  # percent: an interval beyond 100 leaves the panel
         ax.tick_params(labelsize=LABEL_SIZE)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
@@ -171,7 +174,7 @@ def _dots(ax: Axes, cell: Mapping[str, Any], y: int) -> None:
 def _log_axis(ax: Axes, values: Sequence[float]) -> None:
     """A logarithmic axis around the values, with plain numbers; a very wide interval leaves the panel."""
     low, high = min(values) / 1.7, max(values) * 1.7
-    steps = (1, 2, 5) if high / low < 200 else (1,)
+    steps = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 200 else (1,)
     ticks = [m * 10.0**e for e in range(-3, 3) for m in steps if low <= m * 10.0**e <= high]
     ax.set(xscale="log", xlim=(low, high))
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
