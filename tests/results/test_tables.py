@@ -112,6 +112,17 @@ def test_records_of_one_cell_must_share_their_settings(small_table, record):
     assert "mnist_r/fcn/fast/seed0 and mnist_r/fcn/fast/seed1 differ in config_hash" in str(error.value)
 
 
+def test_a_table_has_the_note_of_the_record_that_ended_last(tmp_path, small_table, record):
+    old = record("fcn")
+    new = record(
+        "st_fcn_affine",
+        finished_at="2025-02-01T00:00:00+00:00",
+        config=old["config"] | {"protocol_note": "40 000 steps"},
+    )
+    markdown, _, _ = render_table(load_table(small_table()), [new, old], "fast", tmp_path)
+    assert "\nProtocol fast: 40 000 steps. Seeds" in markdown.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("changes", [{"data_checksums": {"mnist": "11"}}, {"n_test": 500, "test_draws": 4}])
 def test_models_must_be_tested_on_the_same_images(small_table, record, changes):
     records = [record("fcn"), record("st_fcn_affine", **changes)]
