@@ -19,16 +19,18 @@ def bench_svhn() -> None:
     parser.add_argument("--task", choices=["svhn_64", "svhn_128"], default="svhn_64")
     parser.add_argument("--batch-size", type=int, default=8, help="the paper's is 128; a GPU takes that")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--results-dir", default="results")
     wanted = parser.parse_args()
     import torch
 
     from stn.families import network
+    from stn.tasks.training import allow_tf32
     from stn.train.provenance import device_name, git_state, versions
     from stn.train.step_time import step_ratios
 
     torch.set_num_threads(1)
+    allow_tf32(False)
     built = {m: network(compose_run([f"task={wanted.task}", f"model={m}", "protocol=paper"])) for m in MODELS}
     images = torch.rand(wanted.batch_size, *built[MODELS[0]].in_shape, device=wanted.device)
     rows = step_ratios({model: network.net for model, network in built.items()}, images, wanted.repeats)

@@ -18,6 +18,12 @@ def test_squared_distances_are_those_of_all_pairs():
     assert (squared_distances(far, far) >= 0).all()
 
 
+def test_squared_distances_are_exact_under_autocast():
+    a = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)) + 3
+    with torch.autocast("cpu", torch.bfloat16):
+        assert squared_distances(a, a).diagonal().max() < 1e-3
+
+
 def test_the_loss_is_the_papers_sum_over_pairs():
     e, random = np.random.default_rng(0).normal(size=(2, 5, 3))
     terms = [

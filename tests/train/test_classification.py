@@ -14,7 +14,7 @@ from stn.data.seeds import stream_seed
 from stn.families import build
 from stn.families.mnist import MnistRecipe
 from stn.tasks.classification import Classification
-from stn.tasks.training import CHUNK_STEPS
+from stn.tasks.training import CHUNK_STEPS, computing
 from stn.train.settings import science
 
 SGD = {"optimiser": "sgd", "schedule": "step", "lr": 0.01}
@@ -347,6 +347,18 @@ def test_bf16_rounds_the_classifier_and_leaves_grid_and_sampler_alone(toy_mnist,
     assert (seen["float32"]["sampled"], seen["float32"]["fc"]) == (torch.float32, torch.float32)
     assert (seen["bf16"]["sampled"], seen["bf16"]["fc"]) == (torch.float32, torch.bfloat16)
     assert 0 < abs(seen["bf16"]["loss"] - seen["float32"]["loss"]) < 0.1
+
+
+def test_tf32_ends_with_the_training_that_asked_for_it(toy_mnist, settings_of, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    module = build(settings_of("mnist_r", "fcn", steps=10, batch_size=4)).module
+    module.setup("fit")
+    assert not torch.backends.cudnn.allow_tf32
+    with computing("tf32", module.device):
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"  # the grid is a matrix product
+    module.setup("test")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_precision_belongs_to_the_settings_of_a_record_only_where_it_is_not_the_usual_one(settings_of):

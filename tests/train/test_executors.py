@@ -1,11 +1,14 @@
 """Jobs end as values wherever they run, a lost one included, and no run is trained twice at once."""
 
+import importlib
 import os
 import signal
 import time
 
 import pytest
+import torch
 
+from stn.train import pool
 from stn.train.claim import Busy, claimed
 from stn.train.executors import ENGINES, extra, launch
 from stn.train.pool import Finished
@@ -23,6 +26,44 @@ def launcher(request, monkeypatch, tmp_path):
     monkeypatch.setattr(submitit.core.core.Job, "_results_timeout_s", 0.5)  # how long the file of a lost job may take
     parameters = {"timeout_min": 1, "gpus_per_node": 0, "slurm_partition": None}
     return {"name": "submitit", "cluster": "local", "folder": str(tmp_path / "jobs"), "parameters": parameters}
+
+
+def test_local_workers_share_the_gpus_of_this_machine(monkeypatch, tmp_path):
+    """Two workers, each of which waits for the other: one sees GPU 3, the other GPU 5."""
+    (tmp_path / "job_that_meets.py").write_text(
+        "import os, pathlib, time\n"
+        "def job(stack, deadline, progress):\n"
+        "    here = pathlib.Path(__file__).parent\n"
+        "    (here / f'{stack[0]}.met').touch()\n"
+        "    until = time.time() + 60\n"
+        "    while len(list(here.glob('*.met'))) < 2 and time.time() < until:\n"
+        "        time.sleep(0.05)\n"
+        "    return [os.environ['CUDA_VISIBLE_DEVICES']]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pool, "visible_gpus", lambda: ["3", "5"])
+    job = importlib.import_module("job_that_meets").job
+    ended = [event for event in pool.run_all([["a"], ["b"]], 2, job=job) if isinstance(event, Finished)]
+    assert sorted(event.records[0] for event in ended) == ["3", "5"]
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "wanted"),
+    [
+        (None, 0, []),
+        (None, 2, ["0", "1"]),
+        ("2, 7", 2, ["2", "7"]),
+        ("", 0, []),
+        ("-1", 0, []),
+        ("GPU-ab", 1, ["GPU-ab"]),
+    ],
+)
+def test_the_visible_gpus_are_those_that_cuda_would_use(monkeypatch, named, count, wanted):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert pool.visible_gpus() == wanted
 
 
 @pytest.mark.filterwarnings("ignore")  # of ray and its dependencies

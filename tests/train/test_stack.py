@@ -1,5 +1,7 @@
 """A stack of runs: every replica is what it would be alone, whatever happens to the others."""
 
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -12,7 +14,7 @@ from stn.tasks.classification import Classification
 from stn.train import run as run_module
 from stn.train.run import OutOfTime, run, run_stack
 from stn.train.settings import record_file, run_folder
-from stn.train.stack import stack_key
+from stn.train.stack import stack_key, stacked
 
 ELAPSED = {"wall_s", "images_per_s", "finished_at"}
 
@@ -146,6 +148,35 @@ def test_what_a_stack_may_differ_in(settings_of):
     ]
     assert len({key(), *others, key(filters=49), key("mnist_r", "st_fcn_affine", "threads=2")}) == 9
     assert key("mnist_r", "fcn", "wandb.mode=offline") is None
+
+
+def test_a_new_process_knows_what_shares_a_stack(settings_of):
+    """The modules of a family are imported there by the question itself."""
+    settings = settings_of("mnist_r", "st_fcn_tps")
+    asked = f"from stn.train.stack import stack_key; print(stack_key({settings!r}), end='')"
+    answer = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert answer.stdout == stack_key(settings)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "gpu_here", "wanted"),
+    [
+        (None, True, True),
+        (None, False, False),
+        ({"name": "local"}, True, True),
+        ({"name": "ray", "resources": {"num_cpus": 1, "num_gpus": 0}}, True, False),
+        ({"name": "ray", "resources": {"num_cpus": 1, "num_gpus": 0.5}}, False, True),
+        ({"name": "submitit", "parameters": {"gpus_per_node": 0, "slurm_partition": "gpu"}}, True, False),
+        ({"name": "submitit", "parameters": {"gpus_per_node": 1}}, False, True),
+        ({"name": "submitit", "parameters": {"gpus_per_node": 0, "slurm_gres": "gpu:1"}}, False, True),
+    ],
+)
+def test_runs_stack_by_themselves_where_they_will_have_a_gpu(monkeypatch, launcher, gpu_here, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
+    settings = {"stack": "auto", "device": "auto"} | ({} if launcher is None else {"launcher": launcher})
+    assert stacked(settings) is wanted
+    assert not stacked(settings | {"device": "cpu"})
+    assert stacked(settings | {"stack": True, "device": "cpu"})
 
 
 def test_runs_that_do_not_fit_together_are_refused(toy_mnist, settings_of):

@@ -71,6 +71,7 @@ class Training(pl.LightningModule):
         return range(math.ceil(self.recipe.steps / self.chunk_steps))
 
     def setup(self, stage: str) -> None:
+        allow_tf32(False)  # a run before this one, in this process, may have left it on
         self.generator = torch.Generator(self.device)
         # 1.3-1.6 times faster there; the numbers agree to float rounding. Not a format for volumes.
         if self.device.type == "cpu" and all(p.dim() < 5 for p in self.net.parameters()):
@@ -141,13 +142,15 @@ class Training(pl.LightningModule):
 
 @contextmanager
 def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Forward passes in "float32", "tf32" (matrix products and convolutions on CUDA) or "bf16" (autocast).
+    """Forward passes in "float32", "tf32" (convolutions on CUDA) or "bf16" (autocast).
 
-    On CUDA torch computes float32 convolutions in TF32 unless told otherwise: here it is told. Grid and sampler see to
-    it themselves that they work in float32.
+    In TF32 matrix products stay in float32, for the grid is one. In bf16 grid and sampler see to it themselves.
     """
-    if device.type == "cuda":  # not undone: what follows is the backward pass
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    allow_tf32(precision == "tf32")  # not undone: what follows is the backward pass
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         yield
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA computes float32 convolutions in TF32; torch does unless told otherwise."""
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stn.nets.colocalisation import Localisers, WindowBounds
+from stn.transform.precision import full_precision
 
 RANDOM_CROPS = 8  # of each image, that its windows are compared with
 REFINEMENTS = 3
@@ -17,6 +18,7 @@ ENCODED_AT_ONCE = 400
 FIT_LR = 0.004
 
 
+@full_precision  # a difference of large numbers: in bf16 nothing would be left of it
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """‖a_n - b_m‖² by one matrix product. Shapes: (..., N, F), (..., M, F) -> (..., N, M)."""
     lengths = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]

@@ -71,11 +71,15 @@ def run_all(
     Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others. Workers end
     when the caller's process does, even when it is killed. After the `deadline`, a time.time(), none is started.
     `job(stack, deadline, progress)` may be another function than `train_stack`, of whatever `stacks` then holds.
+    On a machine with several GPUs each worker sees one of them, in turn.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow the neighbour process
     context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    with ProcessPoolExecutor(workers, context, _start_worker, (queue,)) as pool:
+    queue, gpus = context.SimpleQueue(), context.SimpleQueue()
+    here = visible_gpus()
+    for worker in range(workers):
+        gpus.put(here[worker % len(here)] if here else None)
+    with ProcessPoolExecutor(workers, context, _start_worker, (queue, gpus)) as pool:
         pending = {pool.submit(_run, i, job, stack, deadline): i for i, stack in enumerate(stacks)}
         try:
             while pending:
@@ -90,9 +94,21 @@ def run_all(
             raise
 
 
-def _start_worker(queue) -> None:
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA shows to this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
+
+
+def _start_worker(queue, gpus) -> None:
     global _queue
     _queue = queue
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     parent = multiprocessing.parent_process()

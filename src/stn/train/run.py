@@ -198,7 +198,7 @@ def _train_and_test(
         diverged = getattr(trained, "diverged", {})
         for i, run in enumerate(runs):
             if i not in diverged:
-                run.record["device"] = device_name(trained.device, run.module.part.count)
+                run.record["device"] = device_name(trainer.strategy.root_device, run.module.part.count)
                 trainer.test(run.module, verbose=False)
         if logger:
             log_outcome(logger, _measured(runs[0].module), trained.recipe.steps)

@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stn.families import network
+from stn.families import family, network
 from stn.tasks.classification import Classification, cross_entropy
 from stn.tasks.training import Diverged, computing
 from stn.train.settings import STACK, processes
@@ -39,7 +39,15 @@ def stacked(wanted: dict) -> bool:
         raise ValueError(f"stack must be one of auto, True, False, got {wanted['stack']!r}")
     if wanted["stack"] != "auto":
         return wanted["stack"]
-    return wanted["device"] != "cpu" and torch.cuda.is_available()
+    return wanted["device"] != "cpu" and _launched_on_cuda(wanted.get("launcher") or {"name": "local"})
+
+
+def _launched_on_cuda(launcher: dict) -> bool:
+    """Whether there is a GPU where the launcher's jobs run; for another machine, whether they ask for one."""
+    if launcher["name"] == "local":
+        return torch.cuda.is_available()
+    asked = launcher.get("resources") or launcher.get("parameters") or {}
+    return any(value for name, value in asked.items() if "gpu" in name or "gres" in name)
 
 
 def stack_key(settings: dict) -> str | None:
@@ -54,6 +62,7 @@ def stack_key(settings: dict) -> str | None:
         return None
     model = {name: value for name, value in settings["model"].items() if name != "name"}
     recipe = {name: value for name, value in settings["recipe"].items() if name not in FREE}
+    family(settings)  # imported before the next line, where a module's own tensors would have no data
     with torch.device("meta"):
         _, widths, in_shape = network(settings)
     same = [model, recipe, widths, in_shape, settings["task"]["classes"]]

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stn.families import build
 from stn.nets.layers import InputConv2d
 from stn.tasks.classification import Classification, cross_entropy
+from stn.tasks.training import computing
 from stn.train.memory import keep_freed_memory, return_freed_memory
 from stn.train.stack import Stack
 
@@ -27,7 +28,7 @@ class PlainConvPool(nn.Module):
     def __init__(self, block: nn.Sequential) -> None:
         super().__init__()
         conv = block[0]
-        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size)
+        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, device=conv.weight.device)
         self.conv.load_state_dict(conv.state_dict())
 
     def forward(self, image: Tensor) -> Tensor:
@@ -67,7 +68,10 @@ class _Pictures(Dataset):
 
 
 class Contenders:
-    """Ways to train one cell; each is a function () that does one step of one replica or of a whole stack."""
+    """Ways to train one cell; each is a function () that does one step of one replica or of a whole stack.
+
+    Ours are in the `precision` of the settings, the others in float32.
+    """
 
     def __init__(self, settings: dict, replicas: tuple[int, ...]) -> None:
         self.settings = settings
@@ -92,7 +96,8 @@ class Contenders:
     def _module(self, seed: int = 0) -> Classification:
         device = torch.device("cuda" if self.settings["device"] == "cuda" else "cpu")
         module = build(self.settings | {"seed": seed}).module.to(device)
-        module.setup("fit")
+        module.setup("fit")  # from here on all contenders are in float32, convolutions on CUDA, too
+        module.precision = self.settings["precision"]
         return module
 
     def _own(self) -> Callable[[], None]:
@@ -100,7 +105,8 @@ class Contenders:
         optimiser, schedule = module.recipe.optimiser_of(module.net)
 
         def step() -> None:
-            loss, _ = module.batch_loss()
+            with computing(module.precision, module.device):
+                loss, _ = module.batch_loss()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -110,6 +116,7 @@ class Contenders:
 
     def _stacked(self, n: int) -> Callable[[], None]:
         stack = Stack([self._module(seed) for seed in range(n)])
+        stack.to(stack.replicas[0].device)
         pairs = [replica.recipe.optimiser_of(replica.net) for replica in stack.replicas]
         return lambda: stack.step(*zip(*pairs, strict=True))
 

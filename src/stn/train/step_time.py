@@ -31,14 +31,14 @@ def step_ratios(nets: Mapping[str, nn.Module], images: Tensor, repeats: int) -> 
 def _step_s(net: nn.Module, images: Tensor) -> float:
     """Seconds of one forward and backward pass."""
     net.zero_grad()
-    _wait(images)
+    wait_for(images.device)
     started = time.perf_counter()
     net(images).square().mean().backward()
-    _wait(images)
+    wait_for(images.device)
     return time.perf_counter() - started
 
 
-def _wait(images: Tensor) -> None:
+def wait_for(device: torch.device) -> None:
     """Until the device has done what it was asked."""
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

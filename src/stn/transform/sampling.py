@@ -67,7 +67,7 @@ def _mip_level(grid: Tensor, in_size: tuple[int, ...]) -> Tensor:
 
     Shapes: grid (N, *out_size, d) -> (N, *out_size), in [0, MIP_LEVELS].
     """
-    pixels = grid * torch.tensor(in_size[::-1], dtype=grid.dtype, device=grid.device) / 2
+    pixels = torch.stack([axis * (n / 2) for axis, n in zip(grid.unbind(-1), in_size[::-1], strict=True)], dim=-1)
     step = torch.ones_like(pixels[..., 0])
     for axis in range(1, grid.ndim - 1):
         if grid.shape[axis] > 1:
