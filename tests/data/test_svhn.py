@@ -203,7 +203,7 @@ def test_wrong_arguments(split, tmp_path):
 
 
 def test_holdout_is_the_end_of_train():
-    crops = NumberCrops(torch.zeros(10, 1, 1, 3), torch.arange(50).reshape(10, 5), torch.arange(10), standin=True)
+    crops = NumberCrops(torch.zeros(10, 1, 1, 3), torch.arange(50).reshape(10, 5), torch.arange(10), True, 10)
     kept, held_out = holdout(crops, 3)
     assert (kept.lengths.tolist(), held_out.lengths.tolist()) == (list(range(7)), [7, 8, 9])
     assert (len(kept.images), held_out.labels[0].tolist(), held_out.standin) == (7, [35, 36, 37, 38, 39], True)

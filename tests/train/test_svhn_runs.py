@@ -154,13 +154,28 @@ def test_without_the_real_pictures_one_line_says_how_to_get_them(svhn_settings, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_extra_is_joined_to_train_where_it_is_there(svhn_settings, drawn):
+def test_what_is_not_all_of_svhn_is_refused_as_real(svhn_settings, monkeypatch):
+    settings = svhn_settings("svhn_cnn")
+    families.prepare(settings)
+    real = svhn_settings("svhn_cnn", "data=real", f"data_dir={data_folder(settings)}")
+    for call in (families.prepare, families.build):
+        with pytest.raises(DataError, match="data=real: the SVHN train that is there is drawn"):
+            call(real)
+    monkeypatch.setattr("stn.data.svhn.read_mark", lambda folder: None)  # as if they were photographs
+    with pytest.raises(DataError, match=f"train that is there has {N['train']} pictures instead of 33402: delete it"):
+        families.build(real)
+    monkeypatch.setattr("stn.data.svhn.PICTURES", N)
+    with pytest.raises(DataError, match="SVHN extra is not in"):
+        families.build(real)
+
+
+def test_extra_is_joined_to_train(svhn_settings, drawn, monkeypatch):
     """Stand-in folders in the place of the real ones."""
+    monkeypatch.setattr("stn.families.svhn.check_official", lambda crops, split: None)
     settings = svhn_settings("svhn_cnn")
     families.prepare(settings)
     real = svhn_settings("svhn_cnn", "data=real", f"data_dir={data_folder(settings)}")
     extra = data_folder(settings) / "SVHN" / "extra"
-    assert len(families.build(real).module.stream.labels) == N["train"]
     extra.symlink_to("test")
     try:
         built = families.build(real)
@@ -177,7 +192,7 @@ def test_extra_is_joined_to_train_where_it_is_there(svhn_settings, drawn):
 def toy_numbers(labels, px=2):
     labels = torch.tensor(labels)
     images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, px, px, 3).contiguous()
-    return NumberCrops(images, labels, (labels < 10).sum(1), standin=True)
+    return NumberCrops(images, labels, (labels < 10).sum(1), standin=True, source_pictures=len(labels))
 
 
 def test_a_batch_is_pictures_with_their_labels_scaled_to_one():

@@ -29,7 +29,7 @@ class HouseNumber(NamedTuple):
     """One picture's number.
 
     labels: its digits 0..9 in reading order (0 is stored as 10). boxes: (n, 4) float64, one row per digit:
-    left, top, width, height in px, as stored; the files do not say whether left and top count from 0 or 1.
+    left, top, width, height in px, as stored: left and top count from 0 (SVHN's see_bboxes.m adds 1).
     """
 
     name: str

@@ -212,7 +212,8 @@ def _download(url: str, file: BinaryIO, name: str, size: int | None) -> None:
 
 def _append(url: str, file: BinaryIO, size: int | None, set_done) -> None:
     have = file.tell()
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    headers = {"User-Agent": "stn-replication"}  # some sites refuse that of Python
+    request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={have}-"} if have else {}))
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
         if have and not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             file.truncate(0)  # the server sends the file from its beginning

@@ -27,7 +27,10 @@ from stn.data.errors import DataError
 from stn.data.staging import staging
 from stn.data.svhn_standin import read_mark
 
-__all__ = ["HouseNumber", "NumberCrops", "build_crops", "holdout", "load_svhn", "prepare_svhn", "read_digit_struct"]
+__all__ = [
+    *("HouseNumber", "NumberCrops", "build_crops", "check_official", "holdout", "load_svhn"),
+    *("prepare_svhn", "read_digit_struct"),
+]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ ARCHIVES = {  # size in bytes, md5
     "test": (276555967, "790d9c8d42f1fcbd219b59956c853a81"),
     "extra": (1955489752, "606f41243d71ca4d5fe66dbaf1f02bee"),
 }
+PICTURES = {"train": 33402, "test": 13068, "extra": 202353}
 MAX_MEMBERS = 300_000
 MAX_UNPACKED = (
     5,
@@ -56,13 +60,15 @@ class NumberCrops:
     """House numbers cut out and resized.
 
     Shapes: images (N, size_px, size_px, 3) uint8, RGB, mapped from disk until copied; labels (N, 5) int64: digits 0..9
-    from the left, then 10 = none; lengths (N,) int64, 1..5. standin: drawn pictures, not SVHN.
+    from the left, then 10 = none; lengths (N,) int64, 1..5. standin: drawn pictures, not SVHN. source_pictures: with
+    those that were skipped.
     """
 
     images: Tensor
     labels: Tensor
     lengths: Tensor
     standin: bool
+    source_pictures: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,13 +118,19 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
     manifest = json.loads((cache / MANIFEST).read_text())
     # Copy on write: torch wants writable memory, and the file must stay as it is.
     images, labels, lengths = (torch.from_numpy(np.load(cache / name, mmap_mode="c")) for name in ARRAYS)
-    return NumberCrops(images, labels.long(), lengths.long(), manifest["source"]["standin"] is not None)
+    n = manifest["pictures"] + len(manifest["skipped"])
+    return NumberCrops(images, labels.long(), lengths.long(), manifest["source"]["standin"] is not None, n)
 
 
-def has_split(data_dir: str | Path, split: str, size_px: int) -> bool:
-    """Whether `load_svhn` finds something there, be it whole or not."""
-    cache = Path(data_dir) / "SVHN" / "crops" / f"{split}_{size_px}" / MANIFEST
-    return _split_folder(Path(data_dir), split) is not None or cache.exists()
+def check_official(crops: NumberCrops, split: str) -> None:
+    """Raises: DataError when the crops are not all of SVHN's split: drawn ones, or some of it."""
+    if crops.standin:
+        raise DataError(f"data=real: the SVHN {split} that is there is drawn; give data=standin, or delete it")
+    if crops.source_pictures != PICTURES[split]:
+        raise DataError(
+            f"data=real: the SVHN {split} that is there has {crops.source_pictures} pictures instead of "
+            f"{PICTURES[split]}: delete it, and it is extracted anew"
+        )
 
 
 def crop_checksums(data_dir: str | Path, split: str, size_px: int) -> dict[str, str]:
@@ -279,6 +291,8 @@ def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, sour
         "files": {n: {"bytes": (folder / n).stat().st_size, "sha256": _sha256(folder / n)} for n in ARRAYS},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    if skipped:
+        log.warning("%s: %d of %d pictures skipped, see %s", split_dir, len(skipped), len(numbers), MANIFEST)
 
 
 def _npy_header(file, n: int, size_px: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stn.data.seeds import stream_seed
-from stn.data.svhn import NumberCrops, crop_checksums, has_split, holdout, load_svhn
+from stn.data.svhn import NumberCrops, check_official, crop_checksums, holdout, load_svhn
 from stn.data.svhn_standin import write_standin
 from stn.data.svhn_stream import NumberStream
 from stn.families import Built, Network
@@ -47,12 +47,12 @@ def prepare(settings: dict) -> None:
 
     Raises: DataError, one line, when real pictures are not there: they are 2.6 GB, so nothing fetches them by surprise.
     """
-    folder, crop_px = data_folder(settings), settings["task"]["crop_px"]
     if settings["data"] == "standin":
+        folder = data_folder(settings)
         for split, n in settings["task"]["standin"].items():
             write_standin(folder / "SVHN" / split, n, STANDIN_SEEDS[split])
-    for split in (*train_splits(folder, crop_px), "test"):
-        load_svhn(folder, split, crop_px, checksums=False)
+    for split in (*train_splits(settings), "test"):
+        _load(settings, split, checksums=False)
 
 
 def network(settings: dict) -> Network:
@@ -73,27 +73,33 @@ def build(settings: dict) -> Built:
     stream = NumberStream(*splits(settings))
     recipe = SvhnRecipe(**settings["recipe"])
     checksums = {}
-    for split in (*train_splits(folder, crop_px), "test"):
+    for split in (*train_splits(settings), "test"):
         checksums |= crop_checksums(folder, split, crop_px)
     return Built(Classification(net, stream, recipe, seed, WarpStatistics), widths, checksums)
 
 
 def splits(settings: dict) -> tuple[list[NumberCrops], NumberCrops]:
-    """Training numbers, train and extra (where it is there), and test numbers.
+    """Training numbers, of train and, in SVHN itself, extra, and test numbers.
 
     With evaluate=heldout the test is the end of train, which is then not trained on.
     """
-    folder, crop_px = data_folder(settings), settings["task"]["crop_px"]
-    train, *extra = (load_svhn(folder, split, crop_px) for split in train_splits(folder, crop_px))
+    train, *extra = (_load(settings, split) for split in train_splits(settings))
     if settings["evaluate"] == "heldout":
         train, test = holdout(train, min(HELDOUT, len(train) // 4))
     else:
-        test = load_svhn(folder, "test", crop_px)
+        test = _load(settings, "test")
     return [train, *extra], test
 
 
-def train_splits(folder: Path, crop_px: int) -> tuple[str, ...]:
-    return ("train", "extra") if has_split(folder, "extra", crop_px) else ("train",)
+def train_splits(settings: dict) -> tuple[str, ...]:
+    return ("train", "extra") if settings["data"] == "real" else ("train",)
+
+
+def _load(settings: dict, split: str, checksums: bool = True) -> NumberCrops:
+    crops = load_svhn(data_folder(settings), split, settings["task"]["crop_px"], checksums)
+    if settings["data"] == "real":
+        check_official(crops, split)
+    return crops
 
 
 def data_folder(settings: dict) -> Path:
