@@ -19,8 +19,8 @@ def loop_overhead(settings: dict, chunks: int, repeats: int) -> dict:
     """Milliseconds per step of both loops, in turn `repeats` times, and the median of the ratios pair by pair.
 
     Both draw, distort, train and update alike, and end with the same weights (checked on the CPU; on CUDA the sampler's
-    gradients are summed in no fixed order). Measured from the start of
-    the first step to the end of the last, so without the Trainer's start-up, which a run pays once.
+    gradients are summed in no fixed order). Measured from the start of the first step to the end of the last, so
+    without the Trainer's start-up, which a run pays once.
     Returns: `bare_ms`, `lightning_ms` (medians), `ratio` (median of lightning / bare), `ratios`.
     """
     pairs = []
