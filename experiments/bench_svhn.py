@@ -1,6 +1,6 @@
 """Measure the speed claim of Sect. 4.2, ST-CNN against CNN: python -m experiments.bench_svhn [--task svhn_64]
 
-The paper: ST-CNN Multi is 6 % slower than the CNN, forward and backward. Writes results/bench/svhn_<cpu|cuda>.json;
+The paper: ST-CNN Multi is 6 % slower than the CNN, forward and backward. Writes results/bench/<task>_<cpu|cuda>.json;
 ratios within one run, since machines are shared and noisy. Networks of the paper's width, no data needed.
 """
 
@@ -46,7 +46,7 @@ def bench_svhn() -> None:
         "versions": versions(),
         "git": git_state(),
     }
-    path = Path(wanted.results_dir) / "bench" / f"svhn_{wanted.device}.json"
+    path = Path(wanted.results_dir) / "bench" / f"{wanted.task}_{wanted.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")

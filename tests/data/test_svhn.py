@@ -64,7 +64,8 @@ def test_a_crop_beyond_the_border_is_cut_off_there():
     assert crop[:, 0].max() <= 1
     assert np.abs(crop[0, :, 0] - ((np.arange(64) + 0.5) / 64 * 19 - 0.5)).max() < 1
     assert crop_number(picture, np.array([[70.0, 2, 5, 5]]), 64) is None
-    assert crop_number(picture, np.array([[10.0, 2, 0, 5]]), 64) is None
+    for box in ([10.0, 2, 0, 5], [10.0, 10, -30, 8]):
+        assert crop_number(picture, np.array([box, [15, 10, 6, 8]]), 64) is None
 
 
 def test_the_cache_holds_what_the_folder_holds(split, tmp_path):
@@ -90,7 +91,7 @@ def test_the_cache_holds_what_the_folder_holds(split, tmp_path):
     assert manifest["pictures"] == N == sum(manifest["by_length"].values())
     assert manifest["skipped"] == [
         {"name": "41.png", "reason": "6 digits, more than 5"},
-        {"name": "42.png", "reason": "its boxes lie outside of the picture"},
+        {"name": "42.png", "reason": "its boxes lie outside of the picture, or have no area"},
     ]
     assert load_svhn(tmp_path, "train", 128).images.shape == (N, 128, 128, 3)
 
@@ -189,6 +190,14 @@ def test_the_cache_is_enough_without_the_pictures(split, tmp_path):
         with pytest.raises(DataError) as error:
             load_svhn(tmp_path, split_name, size_px)
         check_error(error, "experiments.prepare", f"{split_name}_{size_px}")
+
+
+def test_pictures_without_digit_struct_are_not_downloaded_again(split, tmp_path, monkeypatch):
+    (split / "digitStruct.mat").unlink()
+    monkeypatch.setattr("stn.data.svhn.fetch", lambda *_: pytest.fail("a download"))
+    for call in (lambda: prepare_svhn(tmp_path, ["train"]), lambda: load_svhn(tmp_path, "train", 64)):
+        with pytest.raises(DataError, match=r"train/digitStruct.mat is missing: put it back"):
+            call()
 
 
 def test_wrong_arguments(split, tmp_path):

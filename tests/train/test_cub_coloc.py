@@ -91,7 +91,7 @@ def test_scenes_are_of_one_species_each_and_too_few_photographs_are_said(setting
     top, left = (rows - 48) // 2, (columns - 48) // 2
     wanted = train.image(int(of_species_1))[top : top + 48, left : left + 48].permute(2, 0, 1) / 255
     assert torch.equal(found.images[0, 0], wanted)
-    with pytest.raises(DataError, match=r"001\.Standin_Bird_001 has 4 photographs, but recipe.images_per_species is 5"):
+    with pytest.raises(DataError, match=r"Bird_001 has 4 training photographs, but recipe.images_per_species is 5"):
         scenes(train, [0], 5, 48)
 
 

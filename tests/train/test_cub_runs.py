@@ -12,7 +12,8 @@ from experiments import reproduce
 from experiments.config import CONF, compose_run
 from experiments.galleries.table3 import draw
 from experiments.train import as_variant
-from stn.data.cub import center_crop, load_cub
+from stn import families
+from stn.data.cub import center_crop, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
 from stn.families import build, needs, network, prepare
@@ -224,12 +225,24 @@ def test_missing_real_birds_are_not_downloaded_in_passing(tmp_path, cub_settings
         build(settings)
 
 
+@pytest.mark.parametrize("task", ["cub_224", "cub_coloc"])
+def test_real_birds_without_a_file_are_named_and_not_downloaded(tmp_path, monkeypatch, task):
+    write_standin(tmp_path, 2, 4, size_px=48)
+    (tmp_path / "CUB_200_2011" / "images.txt").unlink()
+    monkeypatch.setattr("stn.data.cub.fetch", lambda *_: pytest.fail("a download"))
+    model = {"cub_224": "cub_cnn", "cub_coloc": "coloc_st"}[task]
+    settings = compose_run([f"task={task}", f"model={model}", "protocol=fast", f"data_dir={tmp_path}"])
+    with pytest.raises(DataError, match=r"CUB_200_2011/images.txt"):
+        families.prepare(settings)
+
+
 def test_standin_birds_are_never_taken_for_real_ones(tmp_path, cub_settings):
     write_standin(tmp_path, 2, 4, size_px=48)
     settings = cub_settings("cub_224", "cub_cnn", "data=real", f"data_dir={tmp_path}")
-    prepare(settings)
-    with pytest.raises(DataError, match=r"data=real: the birds in .* are standin"):
-        build(settings)
+    prepare_cub(tmp_path, (settings["recipe"]["shorter_side_px"],))
+    for call in (prepare, build):
+        with pytest.raises(DataError, match=r"data=real: the birds in .* are standin"):
+            call(settings)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +296,26 @@ def test_the_papers_network_is_built_from_its_settings(task, model, px):
     assert in_shape == (3, px, px)
     assert (net.classifier.out_features, net.n_windows) == (200, settings["model"]["windows"])
     assert widths == {"descriptor": 1024 * max(1, settings["model"]["windows"])}
+
+
+def test_a_step_of_the_papers_largest_network_trains_every_layer(cub_settings):
+    """Four windows at 448 px, a GoogLeNet each, and the paper's recipe."""
+    paper = compose_run(["task=cub_448", "model=cub_st4", "protocol=paper"])["recipe"]
+    same = ("backbone", "crop_px", "lr", "optimiser", "schedule", "localiser_lr_multiplier", "dropout")
+    recipe = {name: paper[name] for name in same} | {"lr_milestones": "[1]", "pretrained": "null"}
+    sizes = {"steps": 2, "batch_size": 2, "standin_birds": 4, "standin_px": 512, "shorter_side_px": 256}
+    module = build(cub_settings("cub_448", "cub_st4", **sizes, **recipe)).module
+    module.setup("fit")
+    (optimiser,), _ = module.configure_optimizers()
+    module.begin_chunk()
+    for _ in range(2):  # the regression layer begins at zero, so the localisation net learns from the second step on
+        loss, _ = module.batch_loss()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert math.isfinite(loss.item())
+    weights = {name: p for name, p in module.net.named_parameters() if name.endswith("weight")}
+    assert [name for name, p in weights.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
 # -- the figure -----------------------------------------------------------------------------------------------------

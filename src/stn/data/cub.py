@@ -19,6 +19,7 @@ __all__ = [
     "Birds",
     "Crops",
     "center_crop",
+    "expect_cub",
     "fetch_cub",
     "load_cub",
     "prepare_cub",
@@ -103,6 +104,19 @@ def fetch_cub(data_dir: str | Path) -> Path:
     return root
 
 
+def expect_cub(data_dir: str | Path) -> None:
+    """Raises: DataError when `prepare_cub` would have to download, or when it would take drawn birds for real ones."""
+    data_dir = Path(data_dir)
+    root = _root(data_dir)
+    if root is None and not (data_dir / ARCHIVE).is_file():
+        raise DataError(
+            f"CUB-200-2011 is not in {data_dir}: run `make data-cub` (1.2 GB), or put {ARCHIVE} there, or use "
+            "data=standin for drawn birds"
+        )
+    if root is not None and (source := read_annotations(root).source) != "real":
+        raise DataError(f"data=real: the birds in {root} are {source}")
+
+
 def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX) -> Path:
     """The folder that holds images.txt, fetched first where it is missing; its images are cached at these sizes.
 
@@ -168,7 +182,10 @@ def center_crop(birds: Birds, index: Tensor, crop_px: int) -> Crops:
 
 
 def _root(data_dir: Path) -> Path | None:
-    return next((folder for folder in (data_dir / ROOT, data_dir) if (folder / "images.txt").is_file()), None)
+    """A folder of the archive's name is taken even where files are missing in it: reading it names them."""
+    if (data_dir / ROOT).is_dir():
+        return data_dir / ROOT
+    return data_dir if (data_dir / "images.txt").is_file() else None
 
 
 def _cache(data_dir: Path, size_px: int) -> Path:

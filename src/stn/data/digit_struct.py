@@ -7,6 +7,7 @@ So the doubles and names are read with numpy: HDF5 itself gives the address of e
 says where its bytes lie. Where a header is not of the one plain form known here, h5py reads the whole file instead.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,8 @@ import numpy as np
 from h5py import h5d, h5r, h5s, h5t
 
 from stn.data.errors import DataError
+
+log = logging.getLogger(__name__)
 
 FIELDS = ("height", "label", "left", "top", "width")
 KEYS = tuple(field.encode() for field in FIELDS)
@@ -48,6 +51,7 @@ def read_digit_struct(path: str | Path) -> list[HouseNumber]:
             try:
                 table = _read_by_address(file, path)
             except _UnusualHeader:
+                log.warning("%s: of a layout that only h5py knows; reading it may take minutes", path)
                 table = _read_by_reference(file)
         return _records(*table)
     except DataError as error:

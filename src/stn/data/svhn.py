@@ -193,10 +193,13 @@ def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checks
 
 
 def crop_number(picture: Image.Image, boxes: np.ndarray, size_px: int) -> np.ndarray | None:
-    """One crop, (size_px, size_px, 3) uint8; None when less than a pixel of it lies in the picture.
+    """One crop, (size_px, size_px, 3) uint8; None when less than a pixel of it lies in the picture, or a box
+    has no area.
 
     boxes: (n, 4), left, top, width, height in px of the picture.
     """
+    if (boxes[:, 2:] <= 0).any():
+        return None
     low, high = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
     centre, half = (low + high) / 2, (high - low) / 2 * EXTENT[size_px]
     low, high = np.maximum(centre - half, 0), np.minimum(centre + half, picture.size)
@@ -217,8 +220,12 @@ def _check_size(size_px: int) -> int:
 
 
 def _split_folder(data_dir: Path, split: str) -> Path | None:
+    """Raises: DataError when the split's folder in SVHN/ has pictures, but no digitStruct.mat."""
     places = (data_dir / "SVHN" / split, data_dir / split)
-    return next((place for place in places if (place / "digitStruct.mat").is_file()), None)
+    found = next((place for place in places if (place / "digitStruct.mat").is_file()), None)
+    if found is None and any(places[0].glob("*.png")):
+        raise DataError(f"{places[0]}/digitStruct.mat is missing: put it back, or delete the folder to start anew")
+    return found
 
 
 def _source(split_dir: Path) -> dict:
@@ -266,7 +273,7 @@ def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, sour
         _npy_header(file, len(fitting), size_px)
         for number, crop in _crops(split_dir, fitting, size_px):
             if crop is None:
-                skipped.append({"name": number.name, "reason": "its boxes lie outside of the picture"})
+                skipped.append({"name": number.name, "reason": "its boxes lie outside of the picture, or have no area"})
             else:
                 kept.append(number)
                 file.write(crop.tobytes())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stn.data.cub import Birds, load_cub, prepare_cub
+from stn.data.cub import Birds, expect_cub, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
 from stn.data.cub_stream import BirdStream
 from stn.data.errors import DataError
@@ -23,7 +23,7 @@ from stn.transform.sampling import PADDINGS
 
 DATA = ("real", "standin")
 CLASSES = 200
-HELDOUT_EVERY = 6  # evaluate=heldout: every sixth training bird of each species
+HELDOUT_EVERY = 6  # evaluate=heldout: every sixth training bird
 PRETRAINING = ("cub_pretrain", "cub_cnn")  # task and model of the run whose weights `pretrained: cub_pretrain` takes
 
 
@@ -73,13 +73,8 @@ def prepare(settings: dict) -> None:
     if settings["data"] == "standin":
         seed = settings["task"].get("standin_seed", 0)
         write_standin(folder, recipe.standin_classes, recipe.standin_birds, seed, recipe.standin_px)
-    elif not any(path.exists() for path in (folder / "images.txt", folder / "CUB_200_2011")):
-        archive = folder / "CUB_200_2011.tgz"
-        if not archive.exists():
-            raise DataError(
-                f"CUB-200-2011 is not in {folder}: run `make data-cub` (1.2 GB), or put {archive.name} there, or use "
-                "data=standin for drawn birds"
-            )
+    else:
+        expect_cub(folder)
     prepare_cub(folder, (_shorter_side_px(settings, recipe),))
 
 

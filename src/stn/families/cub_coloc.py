@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stn.data.cub import Birds, center_crop, load_cub, prepare_cub
+from stn.data.cub import Birds, center_crop, expect_cub, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
 from stn.data.seeds import stream_seed
@@ -54,8 +54,8 @@ def prepare(settings: dict) -> None:
     recipe, folder = _recipe(settings), data_folder(settings)
     if settings["data"] == "standin":
         write_standin(folder, recipe.species, recipe.standin_birds, STANDIN_SEED, recipe.standin_px)
-    elif not any((folder / name).exists() for name in ("images.txt", "CUB_200_2011", "CUB_200_2011.tgz")):
-        raise DataError(f"CUB-200-2011 is not in {folder}: run `make data-cub` (1.2 GB), or use data=standin")
+    else:
+        expect_cub(folder)
     prepare_cub(folder, (recipe.image_px,))
 
 
@@ -83,7 +83,10 @@ def build(settings: dict) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
         net, widths, _ = network(settings)
-    shown, hidden = (scenes(birds, chosen, recipe.images_per_species, recipe.image_px) for birds in (train, unseen))
+    n = recipe.images_per_species
+    shown = scenes(train, chosen, n, recipe.image_px)
+    fewest = min(int((unseen.labels == k).sum()) for k in chosen)  # a species has 11 test photographs or more
+    hidden = scenes(unseen, chosen, min(n, fewest), recipe.image_px)
     net.standardise(shown.images)
     module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, seed, recipe.search())
     return Built(module, widths, {"annotations_sha256": train.sha256, **encoder_checksum})
@@ -110,13 +113,17 @@ def encoder_settings(settings: dict) -> dict:
 def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
     """The first n photographs of each species, with the birds' boxes.
 
+    Deviation: windows, boxes and baselines are of the square middle of a photograph (a localiser takes pictures of one
+    size); a box is what of it lies there, and a bird outside of it counts as missed.
     Raises: DataError for a species with fewer than n.
     """
     images, boxes_px = [], []
     for k in species:
         index = (birds.labels == k).nonzero()[:n, 0]
         if len(index) < n:
-            raise DataError(f"{birds.classes[k]} has {len(index)} photographs, but recipe.images_per_species is {n}")
+            raise DataError(
+                f"{birds.classes[k]} has {len(index)} training photographs, but recipe.images_per_species is {n}"
+            )
         crops = center_crop(birds, index, image_px)
         images.append(crops.images.contiguous().float() / 255)
         boxes_px.append(crops.boxes_px)

@@ -109,14 +109,6 @@ class MultiStreamTransformer(nn.Module):
         windows = self.windows(image)
         return self(image, windows.theta), windows
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """ "localisation" (its net and the regression layer; empty without windows) and "rest"."""
-        groups = {"localisation": [], "rest": []}
-        for name, parameter in self.named_parameters():
-            group = "localisation" if name.startswith(("localisation.", "regression.")) else "rest"
-            groups[group].append(parameter)
-        return groups
-
 
 def tiling_centres(n: int) -> Tensor:
     """Centres at which n windows of scale 0.5 lie inside the image, in rows from the top left: (n, 2).
