@@ -30,7 +30,7 @@ reproduce-table1: setup data  ## Table 1, distorted MNIST: PROTOCOL=quick|fast|p
 reproduce-table2: setup  ## Table 2, house numbers: after `make data-svhn`, or with DATA=standin
 	$(REPRODUCE) table=table2 $(ARGS)
 
-reproduce-table3: setup  ## Table 3, birds: after `make data-cub`, or with DATA=standin
+reproduce-table3: setup  ## Table 3, birds: after `make data-cub` (at fast, unless PROTOCOL is given), or with DATA=standin
 	$(REPRODUCE) table=table3 $(ARGS)
 
 reproduce-table4: setup data  ## Table 4, MNIST addition

@@ -8,7 +8,7 @@ from experiments.config import compose_run
 from experiments.galleries import tablecubcoloc
 from stn.data.cub import load_cub
 from stn.data.errors import DataError
-from stn.families import build, needs, prepare
+from stn.families import build, cub_coloc, needs, prepare
 from stn.families.cub_coloc import data_folder, encoder_settings, load_encoder, scenes
 from stn.nets.backbones import backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
@@ -78,6 +78,24 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
     paths = tablecubcoloc.draw(settings_of_birds.folder, [record], wanted)
     assert [path.name for path in paths] == ["windows_cub_coloc_smoke_standin.png"]
     assert paths[0].exists()
+
+
+def test_a_species_may_have_fewer_unseen_photographs_than_training_ones(settings_of_birds, monkeypatch):
+    settings = settings_of_birds()
+    prepare(settings)
+    monkeypatch.setattr(cub_coloc, "load_encoder", lambda settings: (torch.nn.Identity(), {}))
+    whole = build(settings).module.scenes
+    n = whole["train"].images.shape[0]
+
+    def without_a_test_bird(data_dir, split, size_px):
+        birds = load_cub(data_dir, split, size_px)
+        of_the_first = (birds.labels == 0).nonzero()[: n - 1, 0]
+        others = (birds.labels != 0).nonzero()[:, 0]
+        return birds if split == "train" else birds.take(torch.cat([of_the_first, others]))
+
+    monkeypatch.setattr(cub_coloc, "load_cub", without_a_test_bird)
+    scenes_of = build(settings).module.scenes
+    assert [len(scenes_of[split].images) for split in ("train", "unseen")] == [n, n - 1]
 
 
 def test_scenes_are_of_one_species_each_and_too_few_photographs_are_said(settings_of_birds):

@@ -12,7 +12,6 @@ from experiments import reproduce
 from experiments.config import CONF, compose_run
 from experiments.galleries.table3 import draw
 from experiments.train import as_variant
-from stn import families
 from stn.data.cub import center_crop, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
@@ -25,6 +24,7 @@ from stn.tasks.birds import BirdClassification
 from stn.train import run as run_module
 from stn.train.run import run
 from stn.train.settings import record_file, run_folder, run_key
+from tests.train.two_steps import train_two_steps
 
 N_TEST = 20
 PX = {"cub_224": 28, "cub_448": 56}
@@ -233,7 +233,7 @@ def test_real_birds_without_a_file_are_named_and_not_downloaded(tmp_path, monkey
     model = {"cub_224": "cub_cnn", "cub_coloc": "coloc_st"}[task]
     settings = compose_run([f"task={task}", f"model={model}", "protocol=fast", f"data_dir={tmp_path}"])
     with pytest.raises(DataError, match=r"CUB_200_2011/images.txt"):
-        families.prepare(settings)
+        prepare(settings)
 
 
 def test_standin_birds_are_never_taken_for_real_ones(tmp_path, cub_settings):
@@ -304,18 +304,9 @@ def test_a_step_of_the_papers_largest_network_trains_every_layer(cub_settings):
     same = ("backbone", "crop_px", "lr", "optimiser", "schedule", "localiser_lr_multiplier", "dropout")
     recipe = {name: paper[name] for name in same} | {"lr_milestones": "[1]", "pretrained": "null"}
     sizes = {"steps": 2, "batch_size": 2, "standin_birds": 4, "standin_px": 512, "shorter_side_px": 256}
-    module = build(cub_settings("cub_448", "cub_st4", **sizes, **recipe)).module
-    module.setup("fit")
-    (optimiser,), _ = module.configure_optimizers()
-    module.begin_chunk()
-    for _ in range(2):  # the regression layer begins at zero, so the localisation net learns from the second step on
-        loss, _ = module.batch_loss()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    assert math.isfinite(loss.item())
-    weights = {name: p for name, p in module.net.named_parameters() if name.endswith("weight")}
-    assert [name for name, p in weights.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    loss, untouched = train_two_steps(build(cub_settings("cub_448", "cub_st4", **sizes, **recipe)).module)
+    assert math.isfinite(loss)
+    assert untouched == []
 
 
 # -- the figure -----------------------------------------------------------------------------------------------------

@@ -105,27 +105,27 @@ def fetch_cub(data_dir: str | Path) -> Path:
 
 
 def expect_cub(data_dir: str | Path) -> None:
-    """Raises: DataError when `prepare_cub` would have to download, or when it would take drawn birds for real ones."""
+    """Raises: DataError when `prepare_cub` would have to download."""
     data_dir = Path(data_dir)
-    root = _root(data_dir)
-    if root is None and not (data_dir / ARCHIVE).is_file():
+    if _root(data_dir) is None and not (data_dir / ARCHIVE).is_file():
         raise DataError(
             f"CUB-200-2011 is not in {data_dir}: run `make data-cub` (1.2 GB), or put {ARCHIVE} there, or use "
             "data=standin for drawn birds"
         )
-    if root is not None and (source := read_annotations(root).source) != "real":
-        raise DataError(f"data=real: the birds in {root} are {source}")
 
 
-def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX) -> Path:
+def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX, source: str | None = None) -> Path:
     """The folder that holds images.txt, fetched first where it is missing; its images are cached at these sizes.
 
     It is `data_dir` itself, or CUB_200_2011 in it, or comes from `data_dir`/CUB_200_2011.tgz, or is downloaded. The
-    caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px.
+    caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px. `source`, "real" or "standin", is
+    what the birds must be; by default either.
     Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `make_cache`.
     """
     root = fetch_cub(data_dir)
     annotations = read_annotations(root)
+    if source not in (None, annotations.source):
+        raise DataError(f"data={source}: the birds in {root} are {annotations.source}")
     for size_px in sizes_px:
         make_cache(annotations, _cache(Path(data_dir), size_px), size_px)
     return root

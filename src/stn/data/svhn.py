@@ -87,6 +87,7 @@ def prepare_svhn(data_dir: str | Path, splits: Sequence[str] = ("train", "test",
         _check_split("prepare_svhn", split)
         folder = _split_folder(data_dir, split)
         if folder is None:
+            _check_labels_are_there(data_dir, split)
             name, (size, md5) = f"{split}.tar.gz", ARCHIVES[split]
             places = [data_dir / "SVHN" / name, data_dir / name]
             archive = fetch([SITE + name], next((p for p in places if p.is_file()), places[0]), md5, size)
@@ -111,6 +112,7 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
     if folder is not None:
         build_crops(folder, size_px, cache, checksums)
     elif reason := _fault(cache, _check_size(size_px), None, checksums):
+        _check_labels_are_there(data_dir, split)
         raise DataError(
             f"SVHN {split} is not in {data_dir} ({reason if cache.exists() else f'no {cache}'}): `make data-svhn`, or "
             "`python -m experiments.prepare svhn`, fetches it (2.6 GB); data=standin draws pictures in its place"
@@ -220,12 +222,15 @@ def _check_size(size_px: int) -> int:
 
 
 def _split_folder(data_dir: Path, split: str) -> Path | None:
-    """Raises: DataError when the split's folder in SVHN/ has pictures, but no digitStruct.mat."""
     places = (data_dir / "SVHN" / split, data_dir / split)
-    found = next((place for place in places if (place / "digitStruct.mat").is_file()), None)
-    if found is None and any(places[0].glob("*.png")):
-        raise DataError(f"{places[0]}/digitStruct.mat is missing: put it back, or delete the folder to start anew")
-    return found
+    return next((place for place in places if (place / "digitStruct.mat").is_file()), None)
+
+
+def _check_labels_are_there(data_dir: Path, split: str) -> None:
+    """Raises: DataError when the split's folder in SVHN/ has pictures, but no digitStruct.mat."""
+    folder = data_dir / "SVHN" / split
+    if any(folder.glob("*.png")) and not (folder / "digitStruct.mat").is_file():
+        raise DataError(f"{folder}/digitStruct.mat is missing: put it back, or delete the folder to start anew")
 
 
 def _source(split_dir: Path) -> dict:

@@ -75,7 +75,7 @@ def prepare(settings: dict) -> None:
         write_standin(folder, recipe.standin_classes, recipe.standin_birds, seed, recipe.standin_px)
     else:
         expect_cub(folder)
-    prepare_cub(folder, (_shorter_side_px(settings, recipe),))
+    prepare_cub(folder, (_shorter_side_px(settings, recipe),), settings["data"])
 
 
 def needs(settings: dict) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ def prepare(settings: dict) -> None:
         write_standin(folder, recipe.species, recipe.standin_birds, STANDIN_SEED, recipe.standin_px)
     else:
         expect_cub(folder)
-    prepare_cub(folder, (recipe.image_px,))
+    prepare_cub(folder, (recipe.image_px,), settings["data"])
 
 
 def needs(settings: dict) -> list[tuple[str, str]]:
@@ -85,7 +85,7 @@ def build(settings: dict) -> Built:
         net, widths, _ = network(settings)
     n = recipe.images_per_species
     shown = scenes(train, chosen, n, recipe.image_px)
-    fewest = min(int((unseen.labels == k).sum()) for k in chosen)  # a species has 11 test photographs or more
+    fewest = min(int((unseen.labels == k).sum()) for k in chosen)
     hidden = scenes(unseen, chosen, min(n, fewest), recipe.image_px)
     net.standardise(shown.images)
     module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, seed, recipe.search())
