@@ -1,0 +1,97 @@
+"""A training step never waits for the device: checked without one, on tensors that have shapes and no numbers."""
+
+import copy
+import traceback
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stn.families import build
+from stn.train.stack import Stack
+
+TASKS = ["mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc", "addition"]
+MODELS = ["st_fcn_affine", "st_fcn_tps", "st_cnn_projective"]
+
+
+class CopiesBetweenDevices(TorchDispatchMode):
+    """Notes the lines of the suite that copy a tensor from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        places = {x.device.type for x in (*args, out) if isinstance(x, Tensor) and x.ndim}
+        if len(places) > 1 and "copy" in str(func):
+            own = [f for f in traceback.extract_stack() if "/src/stn/" in f.filename]
+            self.lines.add(f"{own[-1].filename.rpartition('/')[2]}: {own[-1].line}")
+        return out
+
+
+@pytest.fixture
+def fake_stack(toy_mnist, settings_of):
+    """Call it with a task, a model and a device that need not exist: a stack of two runs whose tensors are fake.
+
+    Used under `stack.mode`. The generator stays on the CPU: no other exists without its device.
+    """
+
+    def make(task: str, model: str, device: str) -> Stack:
+        replicas = [build(settings_of(task, model, f"seed={i}", steps=5, batch_size=4)).module for i in range(2)]
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(mode):
+            replicas = copy.deepcopy(replicas)
+        with mode:
+            for replica in replicas:
+                put(replica, device)
+                replica.stream.to(replica.device)
+                replica.generator = torch.Generator()
+            stack = Stack(replicas)
+        stack._device = replicas[0].device
+        stack.mode = mode
+        return stack
+
+    return make
+
+
+def put(module, device: str) -> None:
+    """`module.to(device)`, which fake tensors do not bear."""
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = torch.empty_like(buffer, device=device)
+    module._device = torch.device(device, 0) if device != "cpu" else torch.device("cpu")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_reads_no_number_back(fake_stack, task, model):
+    stack = fake_stack(task, model, "cpu")
+    with stack.mode:
+        losses, _ = stack.step(*stack.configure_optimizers())
+        assert losses.shape == (2,)
+        with pytest.raises(DataDependentOutputException):  # as whatever reads one would
+            losses.sum().item()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", TASKS)
+def test_nothing_but_a_cpu_generators_numbers_goes_to_the_gpu(fake_stack, task, model):
+    """Up to the logits: the backward pass wants a device that exists."""
+
+    def logits():
+        return stack(torch.stack([replica.draw_batch().images for replica in stack.replicas]))
+
+    stack = fake_stack(task, model, "cuda")
+    with stack.mode:
+        logits()  # the first step keeps what all others use
+        with CopiesBetweenDevices() as copies:
+            assert logits().device.type == "cuda"
+    assert copies.lines, "the generator's numbers come from the CPU here"
+    assert all(line.startswith("digit.py") for line in copies.lines), copies.lines
