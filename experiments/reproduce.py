@@ -69,14 +69,21 @@ def _estimate(todo: list[dict], wanted: dict) -> str:
 
     cuda = wanted["device"] != "cpu" and torch.cuda.is_available()
     device = device_name(torch.device("cuda" if cuda else "cpu"))
-    rates = {}
-    for record in read_records(records_root(wanted["results_dir"], wanted["data"])):
+
+    def kind(settings: dict) -> tuple[str, str]:
+        return settings["model"]["name"], settings.get("precision", "float32")
+
+    latest = {}
+    records = read_records(records_root(wanted["results_dir"], wanted["data"]))
+    for record in sorted(records, key=lambda record: record["finished_at"]):
         if record["status"] == "ok" and record["device"] == device and record["wall_s"]:
-            rates[record["model"]] = run_cost(record["config"]) / record["wall_s"]
-    if not rates:
+            latest[kind(record["config"])] = record
+    if not latest:
         return f"no estimate: no records of {device} yet"
+    asked = latest.keys() & {kind(settings) for settings in todo} or latest.keys()
+    rates = {name: run_cost(latest[name]["config"]) / latest[name]["wall_s"] for name in asked}
     usual = sorted(rates.values())[len(rates) // 2]
-    seconds = sum(run_cost(settings) / rates.get(settings["model"]["name"], usual) for settings in todo)
+    seconds = sum(run_cost(settings) / rates.get(kind(settings), usual) for settings in todo)
     hours = seconds / wanted["workers"] / 3600
     return f"about {hours:.1f} hours with {wanted['workers']} workers on {device}, by the speed of earlier records"
 

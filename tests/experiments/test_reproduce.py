@@ -131,6 +131,24 @@ def test_a_dry_run_lists_and_runs_nothing(call, cell, tmp_path):
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
 
 
+def test_an_estimate_goes_by_the_latest_run_of_the_model_in_that_precision(call, cell):
+    def hours(*overrides):
+        return float(re.search(r"about ([\d.]+) hours", call("dry_run=true", *overrides)[1])[1])
+
+    def took(day, precision, hours):
+        settings = cell("mnist_r/fcn", seed=10 - day) | {"precision": precision}
+        put(settings, wall_s=3600.0 * hours, finished_at=f"2025-01-0{day}T00:00:00+00:00")
+
+    assert "no estimate" in call("dry_run=true")[1]
+    only = ("models=[fcn]", "tasks=[mnist_e]", "workers=1")
+    took(1, "float32", 2)
+    took(2, "bf16", 8)
+    assert hours(*only) == pytest.approx(2, rel=0.1)
+    took(3, "float32", 4)
+    assert hours(*only) == pytest.approx(4, rel=0.1)
+    assert hours(*only[:2], "workers=2") == pytest.approx(2, rel=0.1)
+
+
 @pytest.mark.parametrize("status", ["failed", "diverged", "collapsed"])
 def test_a_bad_run_is_named_and_only_listed_again_when_asked(call, cell, status):
     put(cell("mnist_e/fcn"), status=status, reason="why")
