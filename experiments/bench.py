@@ -31,7 +31,7 @@ def bench() -> None:
     parser.add_argument("--protocol", default="fast")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--replicas", type=int, nargs="*", default=[3], help="of the stacks that are measured")
+    parser.add_argument("--replicas", type=int, nargs="*", default=[3, 12], help="of the stacks that are measured")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement of a step")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precision", choices=["bf16", "tf32"], default="bf16")

@@ -19,7 +19,7 @@ from stn.results.records import config_hash, read_record, read_records, records_
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
 from stn.train.claim import Busy
-from stn.train.settings import record_file, run_folder, run_key, science
+from stn.train.settings import check_batch, record_file, run_folder, run_key, science
 
 console = Console(highlight=False)
 
@@ -36,6 +36,7 @@ def reproduce(config: DictConfig) -> None:
             "or train single runs with experiments.train"
         )
     wanted = resolved(OmegaConf.merge(config, {"protocol": None})) | {"protocol": name}
+    check_batch(wanted)
     spec = _spec(wanted)
     states = {"done": [], "failed": [], "missing": []}
     cells = _cells(spec, wanted)
@@ -54,7 +55,15 @@ def reproduce(config: DictConfig) -> None:
         if todo:
             console.print(_estimate(needed + todo, wanted))
         return
-    failures = [line for stage in (needed, todo) if stage for line in _train(stage, wanted, listed)]
+    deadline = None if wanted["time_budget_s"] is None else time.time() + wanted["time_budget_s"]
+    failures, late = _train(needed, wanted, deadline, listed) if needed else ([], 0)
+    if not late:  # without what they begin with the others cannot
+        more, late = _train(todo, wanted, deadline, listed) if todo else ([], 0)
+        failures += more
+    else:
+        late += len(todo)
+    if late:
+        console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
     _render(spec, wanted)
     if failures:
         sys.exit("\n".join(failures))
@@ -79,7 +88,8 @@ def _estimate(todo: list[dict], wanted: dict) -> str:
         if record["status"] == "ok" and record["device"] == device and record["wall_s"]:
             latest[kind(record["config"])] = record
     if not latest:
-        return f"no estimate: no records of {device} yet"
+        petaflop = sum(map(run_cost, todo)) / 1e15
+        return f"no estimate: no records of {device} yet; {petaflop:.3g} PFLOP of arithmetic, see docs/scaling.md"
     asked = latest.keys() & {kind(settings) for settings in todo} or latest.keys()
     rates = {name: run_cost(latest[name]["config"]) / latest[name]["wall_s"] for name in asked}
     usual = sorted(rates.values())[len(rates) // 2]
@@ -140,8 +150,10 @@ def _state(settings: dict, listed: dict[str, str | None]) -> str:
     return "done" if record["status"] == "ok" else "failed"
 
 
-def _train(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> list[str]:
-    """Trains, longest runs first, under a progress bar; one line per run that raised."""
+def _train(
+    todo: list[dict], wanted: dict, deadline: float | None, listed: dict[str, str | None]
+) -> tuple[list[str], int]:
+    """Trains, longest runs first, under a progress bar; a line per run that raised, and how many the deadline left."""
     from stn.families import prepare
     from stn.train.cost import run_cost
     from stn.train.executors import launch
@@ -155,7 +167,6 @@ def _train(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> lis
     longest_first = sorted(todo, key=lambda settings: (settings["seed"], -costs[str(run_key(settings))]))
     jobs = stacks(longest_first, stacked(wanted))
     share = [sum(costs[str(run_key(settings))] for settings in job) / job[0]["recipe"]["steps"] for job in jobs]
-    deadline = None if wanted["time_budget_s"] is None else time.time() + wanted["time_budget_s"]
     steps, failures, finished, late = [0] * len(jobs), [], 0, 0
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(
@@ -181,9 +192,7 @@ def _train(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> lis
                 advance=share[event.index] * (now - steps[event.index]),
             )
             steps[event.index] = now
-    if late:
-        console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
-    return failures
+    return failures, late
 
 
 def _report(event, job: list[dict]) -> list[str]:

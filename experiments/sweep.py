@@ -72,9 +72,10 @@ def _train(search, study, left: int, wanted: dict) -> list[str]:
     from stn.train.pool import Finished
     from stn.train.run import OutOfTime
     from stn.train.search import Job, run_trials
-    from stn.train.stack import MAX_REPLICAS
+    from stn.train.stack import FREE, MAX_REPLICAS, stack_key
 
-    at_once = MAX_REPLICAS if search.stack else 1
+    together = search.stack and stack_key(search.settings) is not None and search.space.keys() <= set(FREE)
+    at_once = MAX_REPLICAS if together else 1
     sizes = [min(at_once, left - first) for first in range(0, left, at_once)]
     earlier = len(study.trials)  # an interrupted search does not repeat itself
     seeds = [stream_seed(search.settings["seed"], "search", earlier + i) for i in range(len(sizes))]

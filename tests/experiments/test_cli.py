@@ -128,9 +128,13 @@ def test_missing_data_say_what_to_do(tmp_path):
     [
         (["tasks=[mnist_r,mnist_x]"], ["mnist_x", "mnist_r, mnist_rts"]),
         (["models=[resnet]"], ["resnet", "fcn, cnn"]),
+        (["seeds=two"], ["seeds", "1 or more", "'two'"]),
+        (["workers=0"], ["workers", "1 or more", "0"]),
+        (["time_budget_s=10m"], ["time_budget_s", "number of seconds", "'10m'"]),
+        (["stack=perhaps"], ["stack", "auto, True, False", "'perhaps'"]),
     ],
 )
-def test_reproduce_refuses_rows_and_columns_that_the_table_has_not(overrides, named):
+def test_reproduce_refuses_what_cannot_be_before_it_does_anything(overrides, named):
     verb = inspect.unwrap(reproduce.reproduce)
     line = line_of("reproduce", verb, compose_config("reproduce", [*overrides, "dry_run=true"]))
     assert all(part in line for part in named)

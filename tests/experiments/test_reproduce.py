@@ -16,7 +16,7 @@ from experiments import reproduce
 from experiments.config import compose_config, compose_run
 from stn.results.records import read_record, record_path, write_record
 from stn.train.pool import Finished, Progress
-from stn.train.run import run
+from stn.train.run import OutOfTime, run
 from stn.train.settings import run_key
 
 VERB = Path(__file__).parents[1] / "train" / "toy_verb.py"
@@ -129,6 +129,19 @@ def test_a_dry_run_lists_and_runs_nothing(call, cell, tmp_path):
     listed = re.findall(r"would run: (\S+)", said)
     assert sorted(listed) == sorted([*keys(*CELLS[1:]), *keys(*CELLS, seed=1)])
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+def test_out_of_time_before_what_the_others_begin_with_they_are_left(monkeypatch, call, tmp_path):
+    deadlines = []
+
+    def late(stacks, workers, deadline, job):
+        deadlines.append(deadline)
+        yield from (Finished(index, None, OutOfTime("stopped")) for index, _ in enumerate(stacks))
+
+    monkeypatch.setattr("stn.train.pool.run_all", late)
+    _, said = call("table=table5", "tasks=null", "models=null", "time_budget_s=600")
+    assert len(deadlines) == 1
+    assert "the time budget is used up; 3 runs are left" in said
 
 
 def test_an_estimate_goes_by_the_latest_run_of_the_model_in_that_precision(call, cell):

@@ -39,6 +39,19 @@ def test_what_was_packed_arrives_and_a_second_merge_changes_nothing(tmp_path, th
     assert before == {path: path.read_bytes() for path in there.rglob("*.json")}
 
 
+def test_records_of_sweeps_and_of_drawn_data_travel_to_folders_of_their_own(tmp_path, three, record):
+    home, records = three
+    folders = ("sweeps", "standin", "sweeps/standin")
+    for folder in folders:
+        one = record(seed=7, data="standin" if folder.endswith("standin") else "real")
+        write_record(record_path(home / folder, run_key(one)), one)
+    assert pack(home, tmp_path / "a.tgz") == 6
+    there = tmp_path / "there"
+    assert len(merge(tmp_path / "a.tgz", there).new) == 6
+    assert read_records(there) == records
+    assert all(read_records(there / folder) == read_records(home / folder) != [] for folder in folders)
+
+
 def test_one_conflict_and_nothing_is_merged(tmp_path, three):
     home, records = three
     pack(home, tmp_path / "a.tgz")
@@ -84,10 +97,13 @@ def test_a_damaged_member_or_archive_is_named_and_nothing_is_written(tmp_path, t
         assert not (tmp_path / "there").exists()
     pack(home, tmp_path / "whole.tgz")
     content = (tmp_path / "whole.tgz").read_bytes()
-    (tmp_path / "torn.tgz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(RecordError, match=r"torn\.tgz"):
-        merge(tmp_path / "torn.tgz", tmp_path / "there")
-    assert not (tmp_path / "there").exists()
+    middle = len(content) // 2
+    flipped = [content[:i] + bytes([content[i] ^ 16]) + content[i + 1 :] for i in (20, middle)]
+    for spoilt in (content[:middle], *flipped):
+        (tmp_path / "torn.tgz").write_bytes(spoilt)
+        with pytest.raises(RecordError, match=r"torn\.tgz"):
+            merge(tmp_path / "torn.tgz", tmp_path / "there")
+        assert not (tmp_path / "there").exists()
 
 
 def test_nothing_to_pack_is_said(tmp_path):

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stn.data.distortions import _control_points
 from stn.families import build
+from stn.tasks.classification import cross_entropy
 from stn.train.stack import Stack
+from stn.transform.grids import homogeneous_points
+from stn.transform.tps import _spline_weights
 
 TASKS = ["mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc", "addition"]
 MODELS = ["st_fcn_affine", "st_fcn_tps", "st_cnn_projective"]
@@ -25,7 +29,7 @@ class CopiesBetweenDevices(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        places = {x.device.type for x in (*args, out) if isinstance(x, Tensor) and x.ndim}
+        places = {x.device.type for x in (*args, out) if isinstance(x, Tensor)}
         if len(places) > 1 and "copy" in str(func):
             own = [f for f in traceback.extract_stack() if "/src/stn/" in f.filename]
             self.lines.add(f"{own[-1].filename.rpartition('/')[2]}: {own[-1].line}")
@@ -33,7 +37,18 @@ class CopiesBetweenDevices(TorchDispatchMode):
 
 
 @pytest.fixture
-def fake_stack(toy_mnist, settings_of):
+def nothing_kept():
+    """What the suite keeps between calls is made anew: a fake tensor among it would be the next test's."""
+    kept = (_spline_weights, homogeneous_points, _control_points)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.fixture
+def fake_stack(toy_mnist, settings_of, nothing_kept):
     """Call it with a task, a model and a device that need not exist: a stack of two runs whose tensors are fake.
 
     Used under `stack.mode`. The generator stays on the CPU: no other exists without its device.
@@ -83,15 +98,17 @@ def test_a_step_reads_no_number_back(fake_stack, task, model):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("task", TASKS)
 def test_nothing_but_a_cpu_generators_numbers_goes_to_the_gpu(fake_stack, task, model):
-    """Up to the logits: the backward pass wants a device that exists."""
+    """Up to the losses: the backward pass wants a device that exists."""
 
-    def logits():
-        return stack(torch.stack([replica.draw_batch().images for replica in stack.replicas]))
+    def losses():
+        batches = [replica.draw_batch() for replica in stack.replicas]
+        logits = stack(torch.stack([batch.images for batch in batches]))
+        return torch.stack([cross_entropy(y, batch.labels) for y, batch in zip(logits, batches, strict=True)])
 
     stack = fake_stack(task, model, "cuda")
     with stack.mode:
-        logits()  # the first step keeps what all others use
+        losses()  # the first step keeps what all others use
         with CopiesBetweenDevices() as copies:
-            assert logits().device.type == "cuda"
+            assert losses().device.type == "cuda"
     assert copies.lines, "the generator's numbers come from the CPU here"
     assert all(line.startswith("digit.py") for line in copies.lines), copies.lines

@@ -17,3 +17,13 @@ def test_the_effect_of_a_precision_is_that_of_runs_made_one_by_one(toy_mnist, se
     alone = run(settings | {"seed": 1, "precision": "bf16", "evaluate": "heldout"})
     assert found["bf16"]["error_pct"][1] == alone["metrics"]["test/error_pct"]
     assert found["bf16"]["ms_per_step"] > 0
+
+
+def test_a_run_that_diverged_has_no_error_and_a_cpu_no_tf32(toy_mnist, settings_of, monkeypatch):
+    monkeypatch.setattr("stn.families.mnist.holdout", lambda train: (train, toy_mnist["test"]))
+    settings = settings_of("mnist_r", "fcn", steps=10, optimiser="sgd", lr=1e20, schedule="step")
+    found = precision_effect(settings, "bf16", seeds=1)
+    assert found["float32"] == found["bf16"] == {"error_pct": [None], "ms_per_step": None}
+    assert found["difference_pct"] == []
+    with pytest.raises(ValueError, match="TF32"):
+        precision_effect(settings, "tf32", seeds=1)

@@ -1,5 +1,6 @@
 """A stack of runs: every replica is what it would be alone, whatever happens to the others."""
 
+import os
 import subprocess
 import sys
 import time
@@ -103,6 +104,51 @@ def test_a_replica_that_diverges_leaves_the_others_untouched(group):
         assert records[i]["metrics"] == whole[i]["metrics"]
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_net_that_the_last_step_ruins_has_diverged(group, together):
+    settings = group("fcn", "ruined", steps=1)
+    ruinous = {"optimiser": "sgd", "lr": 1e30, "schedule": "step"}
+    settings[0] = {**settings[0], "recipe": settings[0]["recipe"] | ruinous}
+    records = run_stack(settings) if together else [run(settings[0])]
+    assert records[0]["status"] == "diverged"
+    assert "nan after the last step" in records[0]["reason"]
+    assert all(record["status"] != "diverged" for record in records[1:])
+    assert [read_record(record_file(one)) for one in settings[: len(records)]] == records
+
+
+def test_a_stack_whose_records_find_no_room_is_tested_again_and_not_trained_again(monkeypatch, group):
+    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    whole = run_stack(group("fcn", "whole"))
+    settings, sync, synced = group("fcn", "full"), os.fsync, []
+
+    def full(handle):
+        synced.append(handle)
+        if len(synced) == 2:
+            raise OSError("no space left")
+        sync(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stn.results.records.os.fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            run_stack(settings)
+    assert not any(record_file(one).exists() for one in settings)
+    seen = []
+    assert [numbers(record) for record in run_stack(settings, progress=seen.append)] == [numbers(one) for one in whole]
+    assert seen == []
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_what_the_device_lacks_says_nothing_about_the_runs(monkeypatch, group, error):
+    def lacking(self):
+        raise error("CUDA out of memory")
+
+    monkeypatch.setattr(Classification, "draw_batch", lacking)
+    settings = group("fcn", "lacking")
+    with pytest.raises(error):
+        run_stack(settings)
+    assert not any(record_file(one).exists() for one in settings)
+
+
 def test_an_interrupted_stack_ends_at_the_numbers_of_an_uninterrupted_one(monkeypatch, group):
     monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
     whole = run_stack(group("st_fcn_tps", "whole"))
@@ -148,6 +194,7 @@ def test_what_a_stack_may_differ_in(settings_of):
     ]
     assert len({key(), *others, key(filters=49), key("mnist_r", "st_fcn_affine", "threads=2")}) == 9
     assert key("mnist_r", "fcn", "wandb.mode=offline") is None
+    assert key("mnist_r", "fcn", "precision=bf16") is None  # vmap would compute its convolutions in float32
 
 
 def test_a_new_process_knows_what_shares_a_stack(settings_of):

@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ from stn.results.records import (
     record_path,
     records_root,
     run_key,
-    write_record,
+    sweeps_dir,
+    write_records,
 )
 
-MEMBER = re.compile(r"(standin/)?runs/[\w.-]+/[\w.-]+/[\w.-]+/seed\d+\.json")
+MEMBER = re.compile(r"(sweeps/)?(standin/)?runs/[\w.-]+/[\w.-]+/[\w.-]+/seed\d+\.json")
 MAX_MEMBER_BYTES = 16 << 20  # a record of ten draws on 10 000 images is 200 kB
 
 
@@ -30,21 +32,21 @@ class Merged(NamedTuple):
 
 
 def pack(results_dir: str | Path, archive: str | Path) -> int:
-    """Writes every record below `results_dir` into a gzipped tar; how many they are.
+    """Writes every record below `results_dir`, those of sweeps among them, into a gzipped tar; how many they are.
 
     Raises: RecordError for a record that cannot be trusted, or when there is none.
     """
-    records = [(data, record) for data in DATA_KINDS for record in read_records(records_root(results_dir, data))]
-    if not records:
+    roots = [records_root(folder, data) for folder in (results_dir, sweeps_dir(results_dir)) for data in DATA_KINDS]
+    paths = [record_path(root, run_key(record)) for root in roots for record in read_records(root)]
+    if not paths:
         raise RecordError(f"{results_dir}: no records to pack")
     with tarfile.open(archive, "w:gz") as tar:
-        for data, record in records:
-            path = record_path(records_root(results_dir, data), run_key(record))
+        for path in paths:
             content = path.read_bytes()
             member = tarfile.TarInfo(PurePosixPath(path.relative_to(results_dir)).as_posix())
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return len(records)
+    return len(paths)
 
 
 def merge(archive: str | Path, results_dir: str | Path) -> Merged:
@@ -71,8 +73,7 @@ def merge(archive: str | Path, results_dir: str | Path) -> Merged:
             f"{archive}: nothing merged, {len(conflicts)} differ from the records that are there: "
             f"{', '.join(sorted(conflicts)[:3])}{', …' if len(conflicts) > 3 else ''}; move those away first"
         )
-    for path, record in incoming.items():
-        write_record(path, record)
+    write_records(incoming)
     return Merged(list(incoming), known)
 
 
@@ -86,7 +87,7 @@ def _members(archive: str | Path):
                 if member.size > MAX_MEMBER_BYTES:
                     raise RecordError(f"{archive}: {member.name} has {member.size} bytes, too many for a record")
                 yield member.name, tar.extractfile(member).read()
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise RecordError(f"{archive}: cannot be read ({error})") from error
 
 
@@ -95,6 +96,7 @@ def _parse(where: str, content: bytes, path: Path, results_dir: Path) -> dict:
         record = parse_record(path, content)
     except RecordError as error:
         raise RecordError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
-    if path != record_path(records_root(results_dir, record["data"]), run_key(record)):
+    folders = (results_dir, sweeps_dir(results_dir))
+    if path not in [record_path(records_root(folder, record["data"]), run_key(record)) for folder in folders]:
         raise RecordError(f"{where}: a record of {record['data']} data in the wrong folder")
     return record

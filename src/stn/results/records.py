@@ -90,6 +90,11 @@ def records_root(folder: str | Path, data: str) -> Path:
     return Path(folder) if data == "real" else Path(folder) / data
 
 
+def sweeps_dir(results_dir: str | Path) -> Path:
+    """Where runs of changed settings have their records: in no table."""
+    return Path(results_dir) / "sweeps"
+
+
 def record_path(results_dir: str | Path, key: RunKey) -> Path:
     """Where the record of a run lives."""
     return Path(results_dir) / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}.json"
@@ -108,21 +113,34 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
 
     Raises: RecordError naming the offending key; nothing is written then.
     """
-    path = Path(path)
-    check_record(path, record)
-    ordered = {name: record[name] for name in FIELDS}
-    text = _to_json({**ordered, CHECKSUM: config_hash(ordered, without=())}) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    write_records({Path(path): record})
+
+
+def write_records(records: Mapping[Path, Mapping[str, Any]]) -> None:
+    """As `write_record`, for several: all are on the disk before the first gets its name.
+
+    Raises: RecordError or, where there is no room, OSError; nothing is written then.
+    """
+    texts = {}
+    for path, record in records.items():
+        check_record(path, record)
+        ordered = {name: record[name] for name in FIELDS}
+        texts[path] = _to_json({**ordered, CHECKSUM: config_hash(ordered, without=())}) + "\n"
+    temporaries = {}
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600; records are shared
-        os.replace(temporary, path)
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporaries[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporaries[path], 0o644)  # mkstemp gives 0600; records are shared
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 

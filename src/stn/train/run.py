@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pytorch_lightning.callbacks import Callback
 from stn.data.errors import DataError
 from stn.families import Built, build
 from stn.nets.budget import count_parameters
-from stn.results.records import RunKey, config_hash, pack_wrong, write_record
+from stn.results.records import RunKey, config_hash, pack_wrong, write_record, write_records
 from stn.tasks.training import Diverged, Training
 from stn.train.memory import keep_freed_memory
 from stn.train.parallel import check_parallel, part_of, trainer_options
@@ -103,10 +104,8 @@ class _Run:
         """Whether this process, of those that train the run together, writes its files."""
         return self.module.part.rank == 0
 
-    def write(self, **found) -> None:
-        self.record |= {**found, "finished_at": _now()}
-        if self.writes:
-            write_record(self.path, self.record)
+    def found(self, **values) -> None:
+        self.record |= {**values, "finished_at": _now()}
 
 
 def run(settings: dict, progress=None, deadline: float | None = None, callbacks: Sequence[Callback] = ()) -> dict:
@@ -115,9 +114,9 @@ def run(settings: dict, progress=None, deadline: float | None = None, callbacks:
     `progress` is called with the number of steps done, now and then. `deadline`: a time.time() at which to stop.
     `callbacks`: of Lightning; one may end the training by raising a `Stopped`.
     Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. OutOfTime at the
-    deadline; nothing is recorded either, and the next call goes on, as after an OSError: a full disk says nothing about
-    the run. Another error during training is recorded with status "failed" and raised again, but not where several
-    processes train the run: it may be that one of them was lost.
+    deadline; nothing is recorded either, and the next call goes on, as after an OSError or an error of the device: a
+    full disk or a full GPU says nothing about the run. Another error during training is recorded with status "failed"
+    and raised again, but not where several processes train the run: it may be that one of them was lost.
     """
     return run_stack([settings], progress, deadline, callbacks)[0]
 
@@ -133,7 +132,7 @@ def run_stack(
     trained.config_hash = "+".join(run.record["config_hash"] for run in runs)
     try:
         diverged = _train_and_test(trained, runs, folder, progress, deadline, callbacks)
-    except (Stopped, OSError):
+    except (Stopped, OSError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except SystemExit as stop:  # what Lightning makes of Ctrl+C
         raise KeyboardInterrupt from stop
@@ -142,17 +141,29 @@ def run_stack(
             raise  # most likely another process was lost, which says nothing about the run
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         for run in runs:
-            run.write(status="failed", reason=reason)
+            run.found(status="failed", reason=reason)
+            write_record(run.path, run.record)
         raise
     for i, run in enumerate(runs):
-        if i in diverged:
-            run.write(status="diverged", reason=diverged[i], curve=_thinned(run.module.curve))
+        reason = diverged.get(i) or _not_finite(run.module)
+        if reason:
+            run.found(status="diverged", reason=reason, curve=_thinned(run.module.curve))
         elif run.writes:
             save(run.module.net.state_dict(), run.folder / "weights.pt")
-            run.write(**_measured(run.module))
+            run.found(**_measured(run.module))
     if runs[0].writes:
+        # Together: a stack that lost some of its runs to a full disk could not go on from its checkpoint.
+        write_records({run.path: run.record for run in runs})
         (folder / "last.ckpt").unlink(missing_ok=True)
     return [run.record for run in runs]
+
+
+def _not_finite(module: Training) -> str | None:
+    """Which number of the test cannot be: the last training step may ruin a net whose losses were finite."""
+    bad = (
+        f"{name} is {value} after the last step" for name, value in module.metrics.items() if not math.isfinite(value)
+    )
+    return next(bad, None)
 
 
 def _stack_folder(runs: list[_Run]) -> Path:

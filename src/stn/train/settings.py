@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from stn.results.records import DATA_KINDS, RunKey, config_hash, record_path, records_root
+from stn.results.records import DATA_KINDS, RunKey, config_hash, record_path, records_root, sweeps_dir
 
 STACK = ("auto", True, False)
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -53,7 +53,7 @@ def variant(settings: dict) -> dict:
     Its records go to results_dir/sweeps, and its protocol is called <protocol>-<hash of the settings>.
     """
     renamed = {**settings["protocol"], "name": f"{settings['protocol']['name']}-{config_hash(science(settings))[:8]}"}
-    return {**settings, "protocol": renamed, "results_dir": str(Path(settings["results_dir"]) / "sweeps")}
+    return {**settings, "protocol": renamed, "results_dir": str(sweeps_dir(settings["results_dir"]))}
 
 
 def check(settings: dict) -> None:
@@ -80,9 +80,7 @@ def check(settings: dict) -> None:
     for name, value in settings["trainer"].items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"trainer.{name} must be an integer, 1 or more, got {value!r}")
-    budget_s = settings["time_budget_s"]
-    if budget_s is not None and (isinstance(budget_s, bool) or not isinstance(budget_s, int | float)):
-        raise ValueError(f"time_budget_s must be a number of seconds or null, got {budget_s!r}")
+    _check_budget(settings)
     choices = {
         "device": (settings["device"], ("auto", "cpu", "cuda")),
         "data": (settings["data"], DATA_KINDS),
@@ -94,6 +92,23 @@ def check(settings: dict) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def check_batch(settings: dict) -> None:
+    """Raises: ValueError for seeds, workers, time_budget_s or stack that no command which trains many runs can have."""
+    for name in ("seeds", "workers"):
+        value = settings[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be an integer, 1 or more, got {value!r}")
+    _check_budget(settings)
+    if settings["stack"] not in STACK:
+        raise ValueError(f"stack must be one of {', '.join(map(str, STACK))}, got {settings['stack']!r}")
+
+
+def _check_budget(settings: dict) -> None:
+    budget_s = settings["time_budget_s"]
+    if budget_s is not None and (isinstance(budget_s, bool) or not isinstance(budget_s, int | float)):
+        raise ValueError(f"time_budget_s must be a number of seconds or null, got {budget_s!r}")
 
 
 def from_settings(make: Callable, settings: dict, what: str):

@@ -54,11 +54,12 @@ def stack_key(settings: dict) -> str | None:
     """Runs with the same key can train as one stack; None for a run that trains alone.
 
     The network and its input's shape must be the same, and the recipe but for `FREE`; seed and distortion may differ.
-    Runs that W&B tracks, and those of several processes, train alone.
+    Runs that W&B tracks, those of several processes, and those in bf16 train alone: `vmap` takes convolutions apart
+    before autocast sees them, so that in a stack most of a bf16 run would be computed in float32.
     """
     if settings["task"]["family"] not in ("mnist", "addition") or settings["wandb"]["mode"] != "disabled":
         return None
-    if processes(settings) > 1:
+    if processes(settings) > 1 or settings["precision"] == "bf16":
         return None
     model = {name: value for name, value in settings["model"].items() if name != "name"}
     recipe = {name: value for name, value in settings["recipe"].items() if name not in FREE}
