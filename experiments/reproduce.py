@@ -56,12 +56,13 @@ def reproduce(config: DictConfig) -> None:
             console.print(_estimate(needed + todo, wanted))
         return
     deadline = None if wanted["time_budget_s"] is None else time.time() + wanted["time_budget_s"]
-    failures, late = _train(needed, wanted, deadline, listed) if needed else ([], 0)
-    if not late:  # without what they begin with the others cannot
-        more, late = _train(todo, wanted, deadline, listed) if todo else ([], 0)
-        failures += more
-    else:
-        late += len(todo)
+    failures, late = [], 0
+    for stage in (needed, todo):
+        if late:  # the others begin with what was not finished
+            late += len(stage)
+        elif stage:
+            raised, late = _train(stage, wanted, deadline, listed)
+            failures += raised
     if late:
         console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
     _render(spec, wanted)

@@ -1,6 +1,8 @@
 """Toy digits in place of MNIST: ten asymmetric strokes, so that no test needs the network."""
 
 import hashlib
+import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -70,6 +72,27 @@ def toy_md5(monkeypatch, toy_data_dir):
     for path in toy_data_dir.iterdir():
         monkeypatch.setitem(MNIST_MD5, path.name, hashlib.md5(path.read_bytes()).hexdigest())
     return toy_data_dir
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """with full_disk(n): of the records, the n-th that is written finds no room."""
+
+    @contextmanager
+    def full(nth: int):
+        sync, synced = os.fsync, []
+
+        def find_no_room(handle):
+            synced.append(handle)
+            if len(synced) == nth:
+                raise OSError("no space left")
+            sync(handle)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("stn.results.records.os.fsync", find_no_room)
+            yield
+
+    return full
 
 
 @pytest.fixture

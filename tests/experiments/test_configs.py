@@ -60,8 +60,7 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
     assert all(len(note.splitlines()) == 1 for note in content["notes"].values())
     families = set(FAMILIES) if protocol in PROTOCOLS else {"mnist"}
     assert content["notes"].keys() == families
-    assert content.keys() - {"name", "notes", *FAMILIES} <= {"addition_steps_of", "steps_of", "precision_of"}
-    assert content.get("addition_steps_of", {}).keys() <= set(options("model"))
+    assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of", "precision_of"}
     for by_task in (content.get("steps_of", {}), content.get("precision_of", {})):
         assert by_task.keys() <= set(options("task"))
         assert all(by_model.keys() <= set(options("model")) for by_model in by_task.values())

@@ -150,20 +150,11 @@ def test_a_kill_while_writing_leaves_the_old_record(tmp_path, record, monkeypatc
     assert read_record(path)["steps"] == 200
 
 
-def test_of_several_records_all_are_written_or_none(tmp_path, record, monkeypatch):
+def test_of_several_records_all_are_written_or_none(tmp_path, record, full_disk):
     records = {path_of(tmp_path, one): one for one in (record(seed=seed) for seed in range(3))}
-    (first, *_, last), synced, sync = records, [], os.fsync
-
-    def full(handle):
-        synced.append(handle)
-        if len(synced) == 3:
-            raise OSError("no space left")
-        sync(handle)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="no space"):
-            write_records(records)
+    first, *_, last = records
+    with full_disk(3), pytest.raises(OSError, match="no space"):
+        write_records(records)
     with pytest.raises(RecordError, match="steps"):
         write_records({**records, last: records[last] | {"steps": "many"}})
     assert list(first.parent.iterdir()) == []

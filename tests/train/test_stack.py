@@ -1,6 +1,5 @@
 """A stack of runs: every replica is what it would be alone, whatever happens to the others."""
 
-import os
 import subprocess
 import sys
 import time
@@ -116,21 +115,12 @@ def test_a_net_that_the_last_step_ruins_has_diverged(group, together):
     assert [read_record(record_file(one)) for one in settings[: len(records)]] == records
 
 
-def test_a_stack_whose_records_find_no_room_is_tested_again_and_not_trained_again(monkeypatch, group):
+def test_a_stack_whose_records_find_no_room_is_tested_again_and_not_trained_again(monkeypatch, full_disk, group):
     monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
     whole = run_stack(group("fcn", "whole"))
-    settings, sync, synced = group("fcn", "full"), os.fsync, []
-
-    def full(handle):
-        synced.append(handle)
-        if len(synced) == 2:
-            raise OSError("no space left")
-        sync(handle)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("stn.results.records.os.fsync", full)
-        with pytest.raises(OSError, match="no space"):
-            run_stack(settings)
+    settings = group("fcn", "full")
+    with full_disk(2), pytest.raises(OSError, match="no space"):
+        run_stack(settings)
     assert not any(record_file(one).exists() for one in settings)
     seen = []
     assert [numbers(record) for record in run_stack(settings, progress=seen.append)] == [numbers(one) for one in whole]
