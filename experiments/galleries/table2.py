@@ -55,6 +55,6 @@ def caption(label: list[int], read: list[int]) -> str:
 
 def number(labels: list[int]) -> str:
     """Digits from the left; "·" for a place read as empty between digits."""
-    from stn.data.svhn import NONE
+    from stn.data.svhn_crops import NONE
 
     return "".join("·" if label == NONE else str(label) for label in labels).rstrip("·") or "nothing"

@@ -125,14 +125,14 @@ def reproduce(digits: Path) -> None:
 def prepare_svhn() -> None:
     """Draws a split, unpacks an archive of it beside it, cuts out its numbers."""
     from stn.data.download import extract_tar
-    from stn.data.svhn import build_crops
+    from stn.data.svhn_crops import build_crops
     from stn.data.svhn_standin import write_archive, write_standin
 
     split = write_standin(Path("drawn/train"), 60, 1)
     archive = Path("train.tar.gz")
     if not archive.exists():
         write_archive(split, Path("unfinished.tar.gz")).rename(archive)
-    unpacked = extract_tar(archive, Path("unpacked/train"), 1 << 26, 1000, root="train")
+    unpacked = extract_tar(archive, Path("unpacked/train"), root="train")
     build_crops(unpacked, 64, Path("crops/train_64"))
 
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from stn.data.streams import Batch, Stream
-from stn.data.svhn import MAX_DIGITS, NONE, NumberCrops
+from stn.data.svhn import NumberCrops
+from stn.data.svhn_crops import MAX_DIGITS, NONE
 
 TEST_BATCH = 200
 
