@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stn.data.cub_annotations import Annotations, read_annotations
+from stn.data.cub_annotations import PART_MARK, Annotations, read_annotations
 from stn.data.cub_images import find_problem, make_cache, open_cache
-from stn.data.download import extract_tar, fetch
+from stn.data.download import extract_tar, fetch, verify
 from stn.data.errors import DataError
+from stn.data.subset import Part, check_part, place_part, source_folders
 
 __all__ = [
     "Annotations",
@@ -23,6 +24,7 @@ __all__ = [
     "fetch_cub",
     "load_cub",
     "prepare_cub",
+    "prepare_cub_part",
     "random_crop_flip",
     "read_annotations",
 ]
@@ -127,6 +129,24 @@ def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX, sour
     for size_px in sizes_px:
         make_cache(annotations, _cache(Path(data_dir), size_px), size_px)
     return root
+
+
+def prepare_cub_part(part: Part, data_dir: str | Path) -> Path:
+    """`data_dir`/subset/<part>, a data folder whose CUB_200_2011 holds the official lists and the listed photographs.
+
+    Raises: DataError, one line, naming what is missing, changed or one too many.
+    """
+    folder = Path(data_dir) / "subset" / part.name
+    roots = [source / place for source in source_folders(data_dir) for place in (ROOT, f"cub/{ROOT}", ".")]
+    archive = next((root / ARCHIVE for root in roots if (root / ARCHIVE).is_file()), None)
+    if archive and not any((place / "images.txt").is_file() for place in (folder / ROOT, *roots)):
+        extract_tar(verify(archive, ARCHIVE_MD5, ARCHIVE_BYTES), Path(data_dir) / ROOT, ROOT)
+    mark = "".join(f"{md5}  {name}\n" for name, md5 in part.files.items())
+    place_part(part, roots, folder / ROOT, lambda tree: (tree / PART_MARK).write_text(mark))
+    check_part(part, folder / ROOT, [PART_MARK])
+    if (folder / ROOT / PART_MARK).read_text() != mark:
+        raise DataError(f"data=subset: {folder / ROOT} is of another list: delete {folder}, and it is made anew")
+    return folder
 
 
 def load_cub(data_dir: str | Path, split: str, size_px: int, checksums: bool = False) -> Birds:

@@ -5,8 +5,11 @@ a group with height, label, left, top, width. Each of these five is a double whe
 array of references to doubles.
 """
 
+import csv
+import gzip
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +77,19 @@ def read_digit_struct(path: str | Path) -> list[HouseNumber]:
         raise DataError(f"{path} is truncated, corrupt or no MATLAB 7.3 digitStruct ({_one_line(error)})") from error
 
 
+def read_box_table(path: str | Path) -> dict[str, HouseNumber]:
+    """The same records by name, from a table name;label;top;left;height;width (.csv, .csv.gz), one digit a line."""
+    rows = {}
+    try:
+        with gzip.open(path, "rt", newline="") as file:
+            for row in csv.DictReader(file, delimiter=";"):
+                values = [float(row[field.decode()]) for field in FIELDS]
+                rows.setdefault(row["name"], []).append(values)
+        return {name: _of_table(name, np.array(table)) for name, table in rows.items()}
+    except (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, csv.Error, DataError) as error:
+        raise DataError(f"{path} is no table of boxes ({_one_line(error)})") from error
+
+
 def cached_digit_struct(path: Path, table: Path, sha256: str, temporary: Path) -> list[HouseNumber]:
     """`read_digit_struct(path)`, kept as `table`, an .npz, which is made in the folder `temporary` and then renamed."""
     try:
@@ -122,7 +138,12 @@ def _number(name: str, group: h5py.h5g.GroupID, file_id: h5py.h5f.FileID) -> Hou
     columns = [_column(h5d.open(group, field), file_id) for field in FIELDS]
     if len({len(column) for column in columns}) != 1:
         raise DataError(f"{[len(column) for column in columns]} values of {[field.decode() for field in FIELDS]}")
-    labels, boxes = columns[0], np.stack(columns[1:], axis=1)
+    return _of_table(name, np.stack(columns, axis=1))
+
+
+def _of_table(name: str, table: np.ndarray) -> HouseNumber:
+    """`FIELDS` of each digit (n, 5), checked and in reading order."""
+    labels, boxes = table[:, 0], table[:, 1:]
     for label, box in zip(labels, boxes, strict=True):
         if label not in range(1, 11) or not (np.abs(box) < MAX_PX).all():
             raise DataError(f"a digit with label {label:g} and box {box.tolist()}")

@@ -5,6 +5,7 @@
 Each arrow makes its result beside its final name and renames it, so what has the name is whole. "extra" as "train".
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -15,9 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stn.data.download import MARKER, extract_tar, fetch, is_extracted
+from stn.data.digit_struct import HouseNumber, read_box_table, read_digit_struct
+from stn.data.download import MARKER, extract_tar, fetch, is_extracted, verify
 from stn.data.errors import DataError
-from stn.data.svhn_crops import ARRAYS, MANIFEST, build_crops, check_size, fault
+from stn.data.subset import Part, check_part, place_part, source_folders
+from stn.data.svhn_crops import ARRAYS, MANIFEST, build_crops, check_size, fault, numbers_of
+from stn.data.svhn_standin import write_digit_struct
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,71 @@ def prepare_svhn(data_dir: str | Path, splits: Sequence[str] = ("train", "test",
             raise DataError(f"{folder} is not whole any more: delete it, and it is extracted anew")
         folders[split] = folder
     return folders
+
+
+def prepare_svhn_part(part: Part, data_dir: str | Path) -> Path:
+    """`data_dir`/subset/<part>, a data folder whose SVHN/train and SVHN/test hold the pictures of a listed part.
+
+    Their digitStruct.mat is written anew, from the official one or from tables of all boxes, <split>_…csv.gz.
+    Raises: DataError, one line, naming what is missing, changed or one too many.
+    """
+    data_dir = Path(data_dir)
+    folder, splits = data_dir / "subset" / part.name, ("train", "test")
+    roots = [source / place for source in source_folders(data_dir) for place in ("SVHN", "svhn", ".")]
+
+    def write_boxes(tree: Path) -> None:
+        for split in splits:
+            names = [name.split("/")[1] for name in part.files if name.startswith(f"{split}/")]
+            write_digit_struct(tree / split / "digitStruct.mat", _boxes_of(names, split, roots))
+
+    for root, split in ((root, split) for root in roots for split in splits):
+        archive = root / f"{split}.tar.gz"
+        if archive.is_file() and not any((place / split).is_dir() for place in (folder / "SVHN", *roots)):
+            size, md5 = ARCHIVES[split]
+            extract_tar(verify(archive, md5, size), data_dir / "SVHN" / split, root=split)
+    place_part(part, roots, folder / "SVHN", write_boxes)
+    for split in splits:
+        check_part(_of_split(part, split), folder / "SVHN" / split, ["digitStruct.mat"])
+    sha256 = _boxes_sha256({split: numbers_of(folder / "SVHN" / split, folder / "SVHN" / "crops") for split in splits})
+    if sha256 != part.checksums["boxes_sha256"]:
+        raise DataError(
+            f"data=subset: the boxes in {folder / 'SVHN'} are not the official ones (sha256 {sha256}): delete "
+            f"{folder}, and it is made anew"
+        )
+    return folder
+
+
+def _boxes_sha256(numbers: dict[str, list[HouseNumber]]) -> str:
+    """Of lines <split>/<name>: <digit> <left> <top> <width> <height>, …, in the order of the list."""
+    digest = hashlib.sha256()
+    for split, of_split in numbers.items():
+        for number in of_split:
+            digits = [
+                f"{label} {' '.join(f'{value:g}' for value in box)}"
+                for label, box in zip(number.labels, number.boxes, strict=True)
+            ]
+            digest.update(f"{split}/{number.name}: {', '.join(digits)}\n".encode())
+    return digest.hexdigest()
+
+
+def _of_split(part: Part, split: str) -> Part:
+    files = {name.removeprefix(f"{split}/"): md5 for name, md5 in part.files.items() if name.startswith(f"{split}/")}
+    return replace(part, files=files)
+
+
+def _boxes_of(names: Sequence[str], split: str, roots: Sequence[Path]) -> list[HouseNumber]:
+    """The official boxes of these pictures, from the first place that has them."""
+    for root in roots:
+        if (root / split / "digitStruct.mat").is_file():
+            numbers = {number.name: number for number in read_digit_struct(root / split / "digitStruct.mat")}
+        elif (root / f"{split}_digitStruct_full.csv.gz").is_file():
+            numbers = read_box_table(root / f"{split}_digitStruct_full.csv.gz")
+        else:
+            continue
+        if missing := [name for name in names if name not in numbers]:
+            raise DataError(f"data=subset: {root} has no boxes of {split}/{missing[0]}")
+        return [numbers[name] for name in names]
+    raise DataError(f"data=subset: no {split}/digitStruct.mat in any of {', '.join(map(str, roots))}")
 
 
 def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = True) -> NumberCrops:

@@ -56,8 +56,7 @@ def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checks
         log.info("%s: built anew", reason)
     try:
         with staging(out_dir.parent, ".crops-") as temporary:
-            table, digest = out_dir.with_name(f"{split_dir.name}_numbers.npz"), source["digit_struct_sha256"]
-            numbers = cached_digit_struct(split_dir / "digitStruct.mat", table, digest, temporary)
+            numbers = numbers_of(split_dir, out_dir.parent)
             fresh = temporary / "crops"
             fresh.mkdir()
             _write_cache(split_dir, numbers, size_px, source, fresh)
@@ -71,6 +70,13 @@ def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checks
     except OSError as error:
         raise DataError(f"{out_dir} cannot be written: {error}") from error
     return out_dir
+
+
+def numbers_of(split_dir: Path, folder: Path) -> list[HouseNumber]:
+    """What digitStruct.mat of a split says, read once and then kept in `folder`."""
+    path = split_dir / "digitStruct.mat"
+    with staging(folder, ".numbers-") as temporary:
+        return cached_digit_struct(path, folder / f"{split_dir.name}_numbers.npz", _sha256(path), temporary)
 
 
 class Crop(NamedTuple):
