@@ -255,16 +255,17 @@ def test_a_whole_cache_is_not_made_again(root, monkeypatch):
     assert {p.name: p.stat().st_mtime_ns for p in (root.parent / "cub_48px").iterdir()} == before
 
 
-def test_a_file_in_the_place_of_a_cache_is_replaced(root):
+def test_what_is_in_the_place_of_a_cache_is_not_replaced(root):
     (root.parent / "cub_48px").write_text("a file, not a folder")
-    prepare_cub(root.parent, sizes_px=(SIZE_PX,))
-    assert len(load_cub(root.parent, "train", SIZE_PX)) == 6
+    with pytest.raises(DataError, match=r"cub_48px is no cache, but in its place: move it away"):
+        prepare_cub(root.parent, sizes_px=(SIZE_PX,))
+    assert (root.parent / "cub_48px").read_text() == "a file, not a folder"
 
 
 def test_an_unwritable_place_is_a_data_error(root):
     """A file where a folder would have to be: no rights are needed to show it, and root has all rights."""
     with pytest.raises(DataError, match=r"cannot write .*images\.txt"):
-        cub_images.make_cache(read_annotations(root), root / "images.txt" / "cub", SIZE_PX)
+        cub_images.cache_images(read_annotations(root), root / "images.txt" / "cub", SIZE_PX)
 
 
 def test_the_archive_of_the_users_is_checked_and_unpacked(standin, tmp_path, monkeypatch):
@@ -387,6 +388,6 @@ def test_the_manifest_says_what_the_cache_was_made_from(root):
     prepare_cub(root.parent, sizes_px=(SIZE_PX,))
     folder = root.parent / "cub_48px"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["pixels_sha256"] == hashlib.sha256((folder / "pixels.u8").read_bytes()).hexdigest()
-    assert manifest["annotations_sha256"] == load_cub(root.parent, "test", SIZE_PX).sha256
+    assert manifest["files"]["pixels.u8"]["sha256"] == hashlib.sha256((folder / "pixels.u8").read_bytes()).hexdigest()
+    assert manifest["source"]["annotations_sha256"] == load_cub(root.parent, "test", SIZE_PX).sha256
     assert manifest["n_images"] == N

@@ -182,7 +182,7 @@ def test_a_spoilt_cache_is_built_anew(split, tmp_path, damage, caplog):
     damage(cache)
     with caplog.at_level(logging.INFO):
         assert build_crops(split, 64, cache) == cache
-    assert "built anew" in caplog.text
+    assert "made anew" in caplog.text
     assert {p.name: p.read_bytes() for p in cache.iterdir()} == good
     assert sorted(p.name for p in cache.parent.iterdir()) == ["train_64", "train_numbers.npz"]
 

@@ -139,11 +139,11 @@ def prepare_svhn() -> None:
 def prepare_birds() -> None:
     """Draws birds, decodes them into a cache."""
     from stn.data.cub import read_annotations
-    from stn.data.cub_images import make_cache
+    from stn.data.cub_images import cache_images
     from stn.data.cub_standin import write_standin
 
     root = write_standin("birds", n_classes=3, n_per_class=6, size_px=80)
-    make_cache(read_annotations(root), Path("cache/cub_32px"), 32, workers=1)
+    cache_images(read_annotations(root), Path("cache/cub_32px"), 32, workers=1)
 
 
 def folders_of(*names: str) -> Callable[[Path], dict[str, str]]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stn.data.cache import cache_problem
 from stn.data.cub_annotations import PART_MARK, Annotations, read_annotations
-from stn.data.cub_images import find_problem, make_cache, open_cache
+from stn.data.cub_images import cache_images, images_source, open_cache
 from stn.data.download import extract_tar, fetch, verify
 from stn.data.errors import DataError
 from stn.data.subset import Part, check_part, place_part, source_folders
@@ -120,14 +121,14 @@ def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX, sour
     It is `data_dir` itself, or CUB_200_2011 in it, or comes from `data_dir`/CUB_200_2011.tgz, or is downloaded. The
     caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px. `source`, "real" or "standin", is
     what the birds must be; by default either.
-    Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `make_cache`.
+    Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `cache_images`.
     """
     root = fetch_cub(data_dir)
     annotations = read_annotations(root)
     if source not in (None, annotations.source):
         raise DataError(f"data={source}: the birds in {root} are {annotations.source}")
     for size_px in sizes_px:
-        make_cache(annotations, _cache(Path(data_dir), size_px), size_px)
+        cache_images(annotations, _cache(Path(data_dir), size_px), size_px)
     return root
 
 
@@ -162,7 +163,7 @@ def load_cub(data_dir: str | Path, split: str, size_px: int, checksums: bool = F
         raise DataError(f"CUB-200-2011 is not in {data_dir}: run `python -m experiments.prepare cub` first")
     annotations = read_annotations(root)
     folder = _cache(Path(data_dir), size_px)
-    problem = find_problem(folder, annotations, size_px, checksums)
+    problem = cache_problem(folder, images_source(annotations, size_px), checksums)
     if problem is not None:
         raise DataError(f"{folder} {problem}: run `python -m experiments.prepare cub --protocol …`, this run's, first")
     pixels, index = open_cache(folder)

@@ -6,7 +6,6 @@ Each arrow makes its result beside its final name and renames it, so what has th
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stn.data.cache import cache_problem, read_manifest
 from stn.data.digit_struct import HouseNumber, read_box_table, read_digit_struct
 from stn.data.download import MARKER, extract_tar, fetch, is_extracted, verify
 from stn.data.errors import DataError
 from stn.data.subset import Part, check_part, place_part, source_folders
-from stn.data.svhn_crops import ARRAYS, MANIFEST, build_crops, check_size, fault, numbers_of
+from stn.data.svhn_crops import ARRAYS, build_crops, crops_source, numbers_of
 from stn.data.svhn_standin import write_digit_struct
 
 log = logging.getLogger(__name__)
@@ -156,13 +156,13 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
     folder = _split_folder(data_dir, split)
     if folder is not None:
         build_crops(folder, size_px, cache, checksums)
-    elif reason := fault(cache, check_size(size_px), None, checksums):
+    elif problem := cache_problem(cache, crops_source(size_px), checksums):
         _check_labels_are_there(data_dir, split)
         raise DataError(
-            f"SVHN {split} is not in {data_dir} ({reason if cache.exists() else f'no {cache}'}): `make data-svhn`, or "
+            f"SVHN {split} is not in {data_dir} ({cache} {problem}): `make data-svhn`, or "
             "`python -m experiments.prepare svhn`, fetches it (2.6 GB); data=standin draws pictures in its place"
         )
-    manifest = json.loads((cache / MANIFEST).read_text())
+    manifest = read_manifest(cache)
     # Copy on write: torch wants writable memory, and the file must stay as it is.
     images, labels, lengths, boxes_px = (torch.from_numpy(np.load(cache / name, mmap_mode="c")) for name in ARRAYS)
     n = manifest["pictures"] + len(manifest["skipped"])
@@ -183,7 +183,7 @@ def check_official(crops: NumberCrops, split: str) -> None:
 def crop_checksums(data_dir: str | Path, split: str, size_px: int) -> dict[str, str]:
     """sha256 of a split's pictures and labels, by file name, as `load_svhn` checked them."""
     folder = f"{split}_{size_px}"
-    manifest = json.loads((Path(data_dir) / "SVHN" / "crops" / folder / MANIFEST).read_text())
+    manifest = read_manifest(Path(data_dir) / "SVHN" / "crops" / folder)
     return {f"{folder}/{name}": manifest["files"][name]["sha256"] for name in ARRAYS[:2]}
 
 

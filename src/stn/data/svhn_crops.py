@@ -1,19 +1,17 @@
 """SVHN's crops: a split folder's pictures, cut out by their boxes and resized, as arrays that are mapped from disk."""
 
-import hashlib
 import itertools
-import json
 import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from stn.data.cache import MANIFEST, make_cache, sha256
 from stn.data.digit_struct import HouseNumber, cached_digit_struct
 from stn.data.download import progress_bar
 from stn.data.errors import DataError
@@ -30,7 +28,6 @@ EXTENT = {64: 1.3, 128: 2.6}
 # How far a box may lie beyond the picture, in px, before the crop is widened to hold it: boxes are of whole pixels.
 ROUNDING_PX = 1.0
 CACHE_VERSION = 2
-MANIFEST = "manifest.json"
 ARRAYS = ("images.npy", "labels.npy", "lengths.npy", "boxes.npy")
 
 
@@ -44,39 +41,27 @@ def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checks
     border the number is off the crop's centre. Resizing is Pillow's bilinear filter, widened when shrinking.
     Raises: DataError naming a file that is missing or damaged; ValueError for another size.
     """
-    split_dir, out_dir, size_px = Path(split_dir), Path(out_dir), check_size(size_px)
-    source = _source(split_dir)
-    reason = fault(out_dir, size_px, source, checksums)
-    if not reason:
-        return out_dir
-    if out_dir.exists():
-        others = sorted(p.name for p in out_dir.iterdir() if p.name not in (*ARRAYS, MANIFEST))
-        if others:
-            raise DataError(f"{out_dir} holds {others[0]}, which is not of a cache of crops: move it away")
-        log.info("%s: built anew", reason)
-    try:
-        with staging(out_dir.parent, ".crops-") as temporary:
-            numbers = numbers_of(split_dir, out_dir.parent)
-            fresh = temporary / "crops"
-            fresh.mkdir()
-            _write_cache(split_dir, numbers, size_px, source, fresh)
-            with suppress(FileNotFoundError):
-                os.rename(out_dir, temporary / "old")
-            try:
-                os.rename(fresh, out_dir)
-            except OSError:
-                if fault(out_dir, size_px, source, checksums=False):  # else another process was faster
-                    raise
-    except OSError as error:
-        raise DataError(f"{out_dir} cannot be written: {error}") from error
-    return out_dir
+    split_dir, out_dir = Path(split_dir), Path(out_dir)
+    source = crops_source(size_px) | _files_of(split_dir)
+
+    def write(folder: Path) -> dict[str, Any]:
+        return _write_crops(split_dir, numbers_of(split_dir, out_dir.parent), size_px, folder)
+
+    return make_cache(out_dir, ARRAYS, source, write, checksums)
+
+
+def crops_source(size_px: int) -> dict[str, Any]:
+    """What crops depend on besides the pictures. Raises: ValueError for a size that there is not."""
+    if size_px not in EXTENT:
+        raise ValueError(f"SVHN: size_px must be one of {tuple(EXTENT)}, got {size_px!r}")
+    return {"version": CACHE_VERSION, "size_px": size_px, "extent": EXTENT[size_px]}
 
 
 def numbers_of(split_dir: Path, folder: Path) -> list[HouseNumber]:
     """What digitStruct.mat of a split says, read once and then kept in `folder`."""
     path = split_dir / "digitStruct.mat"
     with staging(folder, ".numbers-") as temporary:
-        return cached_digit_struct(path, folder / f"{split_dir.name}_numbers.npz", _sha256(path), temporary)
+        return cached_digit_struct(path, folder / f"{split_dir.name}_numbers.npz", sha256(path), temporary)
 
 
 class Crop(NamedTuple):
@@ -112,10 +97,10 @@ def _resized(picture: Image.Image, low: np.ndarray, high: np.ndarray, boxes: np.
     return Crop(np.asarray(picture.resize((size_px, size_px), Image.Resampling.BILINEAR, box=box)), boxes_px)
 
 
-def _source(split_dir: Path) -> dict:
+def _files_of(split_dir: Path) -> dict[str, Any]:
     """What tells one split folder from another in a second, without reading its pictures."""
     try:
-        digest = _sha256(split_dir / "digitStruct.mat")
+        digest = sha256(split_dir / "digitStruct.mat")
         sizes = [entry.stat().st_size for entry in os.scandir(split_dir) if entry.name.endswith(".png")]
     except OSError as error:
         raise DataError(f"{split_dir} is no split of SVHN: {error}") from error
@@ -127,32 +112,7 @@ def _source(split_dir: Path) -> dict:
     }
 
 
-def check_size(size_px: int) -> int:
-    if size_px not in EXTENT:
-        raise ValueError(f"SVHN: size_px must be one of {tuple(EXTENT)}, got {size_px!r}")
-    return size_px
-
-
-def fault(cache: Path, size_px: int, source: dict | None, checksums: bool) -> str:
-    """Why the cache cannot be used; empty when it can. Without `source`, whatever source it is of."""
-    try:
-        manifest = json.loads((cache / MANIFEST).read_text())
-        if (manifest["version"], manifest["size_px"]) != (CACHE_VERSION, size_px):
-            return f"{cache} is of another version or size"
-        if manifest["extent"] != EXTENT[size_px] or (source is not None and manifest["source"] != source):
-            return f"{cache} is of other pictures"
-        for name in ARRAYS:
-            expected = manifest["files"][name]
-            if (cache / name).stat().st_size != expected["bytes"]:
-                return f"{cache / name} has another size than when it was written"
-            if checksums and _sha256(cache / name) != expected["sha256"]:
-                return f"{cache / name} has another checksum than when it was written"
-        return "" if "standin" in manifest["source"] else f"{cache / MANIFEST} names no source"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{cache} is not whole ({type(error).__name__}: {error})"
-
-
-def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, source: dict, folder: Path) -> None:
+def _write_crops(split_dir: Path, numbers: list[HouseNumber], size_px: int, folder: Path) -> dict[str, Any]:
     is_test = split_dir.name == "test"
     skipped, kept, boxes_px = [], [], []
     with open(folder / "images.npy", "w+b") as file:
@@ -176,19 +136,10 @@ def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, sour
     np.save(folder / "labels.npy", labels)
     np.save(folder / "lengths.npy", lengths)
     np.save(folder / "boxes.npy", np.stack(boxes_px))
-    manifest = {
-        "version": CACHE_VERSION,
-        "size_px": size_px,
-        "extent": EXTENT[size_px],
-        "source": source,
-        "pictures": len(kept),
-        "by_length": {str(k): int((lengths == k).sum()) for k in np.unique(lengths)},
-        "skipped": skipped,
-        "files": {n: {"bytes": (folder / n).stat().st_size, "sha256": _sha256(folder / n)} for n in ARRAYS},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     if skipped:
         log.warning("%s: %d of %d pictures skipped, see %s", split_dir, len(skipped), len(numbers), MANIFEST)
+    by_length = {str(k): int((lengths == k).sum()) for k in np.unique(lengths)}
+    return {"pictures": len(kept), "by_length": by_length, "skipped": skipped}
 
 
 def _npy_header(file, n: int, size_px: int) -> None:
@@ -227,8 +178,3 @@ def _crops(
             yield from zip(chunk, pool.map(load, chunk), strict=True)
             done += len(chunk)
             set_done(done)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
