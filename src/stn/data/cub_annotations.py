@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from stn.data.errors import DataError
+from stn.data.standin import STANDIN_MARK
 
 FORMS = {
     "images.txt": "<image_id> <file>",
@@ -25,8 +26,6 @@ FORMS = {
 }
 # Of the official release: classes, images, training images, parts.
 OFFICIAL_COUNTS = (200, 11_788, 5_994, 15)
-# Lies beside images.txt of a stand-in: a folder that has it is never taken for the real birds.
-STANDIN_MARK = "standin.json"
 # Lies beside images.txt of a listed part of the real birds, and names its photographs: the official lists name all.
 PART_MARK = "part.md5"
 MAX_PX = 1e5  # no photograph is larger

@@ -16,7 +16,7 @@ from stn.data.digit_struct import HouseNumber, cached_digit_struct
 from stn.data.download import progress_bar
 from stn.data.errors import DataError
 from stn.data.staging import staging
-from stn.data.svhn_standin import read_mark
+from stn.data.standin import read_mark
 
 log = logging.getLogger(__name__)
 
