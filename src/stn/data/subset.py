@@ -19,6 +19,7 @@ from stn.data.staging import staging
 
 SOURCES_VARIABLE = "STN_DATA"  # folders to look in, separated as in PATH
 NEARBY = Path("../shared/data")
+LISTS = Path(__file__).parents[3] / "conf" / "subset"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Part:
     """`files`: md5 by name in the official folder. `checksums` are of what else the part's runs depend on."""
 
     name: str
-    title: str
     files: dict[str, str]
     checksums: dict[str, str]
 
@@ -36,14 +36,14 @@ class Part:
         return hashlib.sha256("".join(f"{md5}  {name}\n" for name, md5 in self.files.items()).encode()).hexdigest()
 
 
-def read_part(folder: str | Path, name: str) -> Part:
+def read_part(name: str, folder: str | Path = LISTS) -> Part:
     """The part `folder`/<name>.yaml, whose list of files is in the format of md5sum. Raises: DataError, one line."""
     path = Path(folder) / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text())
         lines = (path.parent / content.pop("files")).read_text().splitlines()
         files = {file: md5 for md5, file in (line.split("  ", 1) for line in lines)}
-        return Part(name, content.pop("title"), files, content)
+        return Part(name, files, content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise DataError(f"{path} is no list of a part ({' '.join(str(error).split())})") from error
 
