@@ -69,6 +69,8 @@ def agreement_figure(path: str | Path, cells: pd.DataFrame, title: str, unit: st
     ax.plot(line, line, color="#8896a4", linewidth=0.8)
     for verdict, colour in VERDICT_COLOURS.items():
         shown = done[done["verdict"] == verdict].astype({"mean": float})
+        if shown.empty:
+            continue
         ax.plot(shown["paper"], shown["mean"], "o", color=colour, markersize=4.5, label=f"{len(shown)} {verdict}")
     if len(done) < len(compared):
         ax.plot([], [], " ", label=f"{len(compared) - len(done)} without a result")

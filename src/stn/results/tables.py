@@ -74,12 +74,12 @@ def render_table(
     chosen = select(spec, records, protocol, data)
     cells = table_cells(spec, chosen, protocol, data)
     title, note = describe(spec, chosen, cells, protocol, data)
+    stem = table_stem(spec.name, protocol, data)
     texts = {
         "md": markdown(spec, cells, judge_claims(spec, chosen), title, note),
         "csv": csv(spec, cells, protocol, data),
-        "tex": latex(spec, cells, title, note),
+        "tex": latex(spec, cells, title, note, stem),
     }
-    stem = table_stem(spec.name, protocol, data)
     paths = [Path(out_dir) / f"{stem}.{suffix}" for suffix in FORMATS]
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     for path, suffix in zip(paths, FORMATS, strict=True):
@@ -148,8 +148,8 @@ def csv(spec: TableSpec, cells: pd.DataFrame, protocol: str, data: str) -> str:
     return tidy.to_csv(index=False, lineterminator="\n")
 
 
-def latex(spec: TableSpec, cells: pd.DataFrame, title: str, note: str) -> str:
-    """The overview for a paper (package booktabs)."""
+def latex(spec: TableSpec, cells: pd.DataFrame, title: str, note: str, stem: str) -> str:
+    """The overview for a paper (package booktabs); its label is that of the file, one per protocol and kind of data."""
     frame = overview(spec, cells).map(_escape)
     frame.columns = [_escape(name) for name in frame.columns]
     return frame.to_latex(
@@ -157,7 +157,7 @@ def latex(spec: TableSpec, cells: pd.DataFrame, title: str, note: str) -> str:
         escape=False,
         column_format="l" + "c" * len(spec.columns),
         caption=_escape(f"{title}. {note}"),
-        label=f"tab:{spec.name}",
+        label=f"tab:{stem}",
         position="t",
     )
 
