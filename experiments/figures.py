@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.cli import main
 from experiments.config import CONF, compose_run
-from experiments.galleries import Gallery, volumes, warps, windows
+from experiments.galleries import Gallery, upright, volumes, warps, windows
 from stn.results.figures import learning_curves, table_figure
 from stn.results.records import DATA_KINDS, read_records, records_root
 from stn.results.spec import TableSpec
@@ -16,7 +16,7 @@ from stn.results.tables import load_table, select, table_cells, table_stem
 from stn.results.warp_figures import distortion_sheet
 
 GALLERIES: dict[str, tuple[Gallery, ...]] = {
-    "table1": (warps.wrong_and_right, warps.trainings),
+    "table1": (warps.wrong_and_right, warps.trainings, upright.turned, upright.turning),
     "table2": (warps.house_numbers, warps.trainings),
     "table3": (windows.birds,),
     "table3d": (volumes.volumes,),
