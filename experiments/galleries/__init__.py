@@ -19,7 +19,10 @@ Gallery = Callable[[Path, list[dict], dict], list[Path]]
 
 
 def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict, object]]:
-    """The records whose runs left their weights, each with its LightningModule, trained and in evaluation mode."""
+    """The records whose runs left their weights, each with its LightningModule, trained and in evaluation mode.
+
+    Raises: DataError for weights that do not fit.
+    """
     from stn.families import build
     from stn.train.saved import load
 
@@ -29,7 +32,11 @@ def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict
             overrides = [f"{name}={record[name]}" for name in ("task", "model", "protocol", "seed", "data")]
             paths = {name: settings[name] for name in ("data_dir", "output_dir")}
             module = build(compose_run(overrides) | paths).module
-            module.net.load_state_dict(load(weights))
+            try:
+                module.net.load_state_dict(load(weights))
+            except RuntimeError as error:
+                line = "is of another network than conf/ describes now: train it again, or delete it"
+                raise DataError(f"{weights} {line}") from error
             module.net.eval()
             yield record, module
 

@@ -24,8 +24,8 @@ class Snapshots(Callback):
     """Writes theta, at `SNAPSHOTS` steps, of the first test images to `FILE` in the folder of each run.
 
     `runs`: folder -> module; those without a spatial transformer get no file. The file holds `step` (S,) and, for
-    transformer k of the network, `theta_k` (S, EXAMPLES or fewer, *its shape). A checkpoint carries what was kept so far: this
-    callback must come before the one that saves it. The network is left as it was: no random number is drawn.
+    transformer k of the network, `theta_k` (S, EXAMPLES or fewer, *its shape). A checkpoint carries what was kept so
+    far: this callback must come before the one that saves it. The network is left as it was: no random number is drawn.
     """
 
     def __init__(self, runs: Mapping[Path, Training]) -> None:
