@@ -1,8 +1,8 @@
 """Why an ST leaves digits turned (docs/upright.md): python -m tools.upright model=st_fcn_affine [told=1500] [...]
 
 Trains as experiments.train would on mnist_r and prints, at a few steps, the error and how upright the ST leaves 10 000
-test digits. With `told`, the localisation net is first trained alone, for so many steps, to undo the rotation that it is
-told. Any override of experiments.train may follow. Writes no record.
+test digits. With `told`, the localisation net is first trained alone, for so many steps, to undo the rotation. Any
+override of experiments.train may follow. Writes no record.
 """
 
 import sys

@@ -22,7 +22,7 @@ def turned(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     lines, labels = [], []
     with_transformers = [r for r in records if r["task"] == TASK and r["model"].startswith("st_")]
     for record, module in with_weights(with_transformers, settings):
-        images, angles_deg = _digits_by_angle(module)
+        images, angles_deg, _ = _digits_by_angle(module)
         with torch.no_grad():
             (warped,) = module.net.input_warps(images)
         if not lines:
@@ -44,7 +44,7 @@ def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     shown = [r for r in records if (r["task"], r["model"]) == (TASK, ANIMATED)]
     for record, module in with_weights(shown, settings):
         if snapshots := snapshots_of(record, settings):
-            images, angles_deg, numbers = _digits_by_angle(module, len(snapshots["theta_0"][0]), with_numbers=True)
+            images, angles_deg, numbers = _digits_by_angle(module, len(snapshots["theta_0"][0]))
             frames = {}
             for step, theta in zip(snapshots["step"].tolist(), torch.from_numpy(snapshots["theta_0"]), strict=True):
                 with torch.no_grad():
@@ -57,16 +57,17 @@ def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     return paths
 
 
-def _digits_by_angle(module, first: int = 1000, with_numbers: bool = False):
-    """The digits of the class among the first test images, by the angle they were turned, counter-clockwise."""
+def _digits_by_angle(module, first: int = 1000):
+    """The digits of the class among the first test images, in the order of the angle that they were turned by, counter-
+    clockwise: images, angles, and their numbers in the test.
+    """
     from stn.tasks.warp_statistics import Pose
 
     batch = module.stream.test_batch(0, 0)
     numbers = (batch.labels[:first] == DIGIT).nonzero()[:, 0]
     angles_deg = Pose.of(batch.src_from_out[numbers, 0]).angle_deg
     order = angles_deg.argsort()
-    numbers = numbers[order]
-    return (batch.images[numbers], angles_deg[order], *([numbers] if with_numbers else []))
+    return batch.images[numbers[order]], angles_deg[order], numbers[order]
 
 
 def _line(images, captions=None, strokes=None) -> list[Panel]:
