@@ -24,7 +24,7 @@ TABLE1 = {
 ANIMATED = {task: transformed for task, (_, transformed) in TABLE1.items()}
 ANIMATED |= {"addition": "st2_fcn_affine", "svhn_64": "svhn_st_single", "svhn_128": "svhn_st_single"}
 DIGITS, HOUSE_NUMBERS, SUMS = 6, 9, 4  # test images of a picture; the same for every model
-MAX_COLUMNS = 8
+ANIMATED_IMAGES, MAX_COLUMNS = 4, 8
 
 
 def wrong_and_right(folder: Path, records: list[dict], settings: dict) -> list[Path]:
@@ -80,7 +80,7 @@ def trainings(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     for record, module in with_weights((r for r in records if ANIMATED.get(r["task"]) == r["model"]), settings):
         if snapshots := snapshots_of(record, settings):
             thetas = [torch.from_numpy(values) for name, values in snapshots.items() if name.startswith("theta_")]
-            images = module.stream.test_batch(0, 0).images[: len(snapshots["theta_0"][0])]
+            images = module.stream.test_batch(0, 0).images[:ANIMATED_IMAGES]
             per_image = len(warps_of(module.net, images[:1]))
             images = images[: max(1, MAX_COLUMNS // per_image)]
             steps = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.galleries import warps
+from experiments.galleries import upright, warps
 from stn.families import build
 from stn.train import run as run_module
 from stn.train.run import run, run_stack
@@ -94,7 +94,8 @@ def test_snapshots_are_few_begin_early_and_include_the_end(chunks):
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "columns"), [("mnist_r", "st_cnn_affine", EXAMPLES), ("addition", "st2_fcn_affine", 8)]
+    ("task", "model", "columns"),
+    [("mnist_r", "st_cnn_affine", warps.ANIMATED_IMAGES), ("addition", "st2_fcn_affine", 8)],
 )
 def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, tmp_path, task, model, columns):
     settings = settings_of(task, model, "protocol.addition.steps=60", steps=60, batch_size=4)
@@ -114,3 +115,26 @@ def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, t
 
     (run_folder(settings) / FILE).unlink()
     assert warps.trainings(tmp_path, [record], {**settings, "protocol": "smoke"}) == []
+
+
+def test_one_class_of_turned_digits_before_and_after_the_st(monkeypatch, toy_mnist, settings_of, tmp_path):
+    settings = settings_of("mnist_r", "st_cnn_affine", steps=60, batch_size=4)
+    record = run(settings)
+    record["metrics"] |= {"test/angle_std_before_deg": 52.0, "test/angle_std_after_deg": 39.9}  # no class with itself
+    sheets = {}
+    monkeypatch.setattr(upright, "write_sheet", lambda path, lines, title, layout: sheets.update({path: lines}) or path)
+    monkeypatch.setattr(upright, "write_animation", lambda path, steps, *_: sheets.update({path: steps}) or path)
+    (still,) = upright.turned(tmp_path, [record], {**settings, "protocol": "smoke"})
+    (moving,) = upright.turning(tmp_path, [record], {**settings, "protocol": "smoke"})
+    assert still == tmp_path / "upright_mnist_r_smoke.png"
+    assert moving == tmp_path / "turning_mnist_r_st_cnn_affine_smoke.gif"
+    inputs, outputs = sheets[still]
+    angles = [float(panel.caption.removesuffix("°")) for panel in inputs[:-1]]
+    assert angles == sorted(angles)
+    assert angles[0] < 0 < angles[-1]
+    assert len(inputs) == len(outputs)
+    assert inputs[-1].caption.startswith("mean of ")
+    assert list(sheets[moving]) == [0, 50, 60]
+    first, last = sheets[moving][0], sheets[moving][60]
+    np.testing.assert_allclose(first[1][0].image, first[0][0].image, atol=1e-5)  # the identity
+    assert np.abs(last[1][0].image - last[0][0].image).max() > 1e-3
