@@ -203,7 +203,7 @@ def _searches(folder: Path) -> tuple[list[tuple[Study, list[Picture]]], list[str
 
 
 def _agreement(spec: TableSpec, frame: pd.DataFrame, protocol: str) -> Picture | None:
-    """For a page that shows it at half its pixels, sharp on a phone."""
+    """Drawn at twice the size at which the page shows it, so that it is sharp on a phone."""
     if not frame["paper"].notna().any():
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -215,7 +215,7 @@ def _agreement(spec: TableSpec, frame: pd.DataFrame, protocol: str) -> Picture |
 
 
 def _plots(spec: TableSpec, frame: pd.DataFrame, records: Sequence[Record], stem: str) -> tuple[Picture, ...]:
-    """What records alone can show is drawn from them, so that it is never out of date."""
+    """Figures that need records alone are drawn afresh, so that they are never out of date."""
     plots = []
     with tempfile.TemporaryDirectory() as folder:
         path = table_figure(Path(folder) / f"{stem}.png", frame, spec.unit, log=spec.lower_is_better)
@@ -224,8 +224,8 @@ def _plots(spec: TableSpec, frame: pd.DataFrame, records: Sequence[Record], stem
             runs = [r for r in records if r["task"] == column.task and r["seed"] == 0 and r["curve"]]
             if runs:
                 path = learning_curves(Path(folder) / f"curves_{column.task}.png", runs, column.task)
-                said = "training error and training loss against the step, a colour per model, seed 0"
-                plots.append(picture(path, f"{column.label}: {said}"))
+                caption = "training error and training loss against the step, a colour per model, seed 0"
+                plots.append(picture(path, f"{column.label}: {caption}"))
     return tuple(plots)
 
 

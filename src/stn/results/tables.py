@@ -97,19 +97,19 @@ def describe(
 ) -> tuple[str, str]:
     """Title and one line below it: data, protocol with its note, seeds, test images times draws.
 
-    The note is that of the record that ended last: no part of a run's hash, it may have been reworded since others.
+    The note is that of the most recent record: not being part of a run's hash, it may have been reworded.
     """
     title = f"{spec.title}, {spec.unit}, protocol {protocol}"
     if data != "real":
         title += " – STAND-IN DATA, not comparable with the paper"
     newest = max(records, key=lambda record: record["finished_at"], default={"config": {}})
-    said = newest["config"].get("protocol_note") or "no note"
+    protocol_note = newest["config"].get("protocol_note") or "no note"
     tests = sorted({(r["n_test"], r["test_draws"]) for r in records if r["status"] == "ok"})
     counts = sorted(set(cells["n"]) - {0})
     seeds = "none" if not counts else " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     better = "lower" if spec.lower_is_better else "higher"
     parts = [
-        f"Protocol {protocol}: {said}".rstrip("."),
+        f"Protocol {protocol}: {protocol_note}".rstrip("."),
         f"Seeds per cell: {seeds}",
         "Test: " + (" / ".join(f"{n} images × {draws} draws" for n, draws in tests) or "none"),
         f"Cells: ours, mean ± 95 % interval over seeds{' (paper)' if has_paper(cells) else ''}; {better} is better",
