@@ -1,8 +1,9 @@
 """Why an ST leaves digits turned (docs/upright.md): python -m tools.upright model=st_fcn_affine [told=1500] [...]
 
 Trains as experiments.train would on mnist_r and prints, at a few steps, the error and how upright the ST leaves 10 000
-test digits. With `told`, the localisation net is first trained alone, for so many steps, to undo the rotation. Any
-override of experiments.train may follow. Writes no record.
+test digits. With `told`, the localisation net is first trained alone, for so many steps, to undo the rotation; with
+`picture`, some digits before and after the ST are drawn there. Any override of experiments.train may follow. Writes no
+record.
 """
 
 import sys
@@ -11,7 +12,9 @@ import torch
 
 from experiments.cli import main
 from experiments.config import compose_run
+from experiments.galleries.upright import before_and_after
 from stn.families import build
+from stn.results.sheets import Layout, write_sheet
 from stn.tasks.classification import is_wrong
 from stn.tasks.warp_statistics import Pose, robust_spread_deg, rotation_kept, spread_deg
 
@@ -20,13 +23,14 @@ START = 1000  # images of a test batch
 
 
 def upright() -> None:
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("told=")]
-    told = sum(int(argument.removeprefix("told=")) for argument in sys.argv[1:] if argument.startswith("told="))
+    own = {"told": "0", "picture": ""}
+    own |= {name: value for name, _, value in (arg.partition("=") for arg in sys.argv[1:]) if name in own}
+    overrides = [argument for argument in sys.argv[1:] if argument.partition("=")[0] not in own]
     module = build(compose_run(["task=mnist_r", "protocol=fast", "seed=0", *overrides])).module
     torch.set_num_threads(1)
     module.setup("fit")
-    if told:
-        teach(module, told)
+    if int(own["told"]):
+        teach(module, int(own["told"]))
     (optimiser,), (schedule,) = module.configure_optimizers()
     steps, chunk = module.recipe.steps, module.chunk_steps
     looks = {round(steps * (i / (LOOKS - 1)) ** 2 / chunk) * chunk for i in range(LOOKS)} | {steps}
@@ -36,7 +40,7 @@ def upright() -> None:
             error, spread, robust, kept = look(module)
             print(f"| {module.steps_done} | {error:.2f} | {spread:.1f} | {robust:.1f} | {kept:.2f} |", flush=True)
         if module.steps_done >= steps:
-            return
+            break
         losses, outcomes = [], []
         for _ in range(module.begin_chunk()):
             loss, outcome = module.batch_loss()
@@ -45,6 +49,10 @@ def upright() -> None:
             losses.append(loss.detach())
             outcomes.append(outcome)
         module.end_chunk(torch.stack(losses), outcomes)
+    if own["picture"]:
+        inputs, outputs = before_and_after(module)
+        labels = Layout(("input", f"output\n{spread:.0f}°"))
+        write_sheet(own["picture"], [inputs, outputs], f"{' '.join(sys.argv[1:])}: {error:.2f} % error", labels)
 
 
 def teach(module, steps: int) -> None:

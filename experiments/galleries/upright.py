@@ -17,18 +17,14 @@ ANIMATED = "st_cnn_affine"
 
 def turned(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     """A line per model below the inputs; the last column is the mean of all test digits of the class in a batch."""
-    import torch
-
     lines, labels = [], []
     with_transformers = [r for r in records if r["task"] == TASK and r["model"].startswith("st_")]
     for record, module in with_weights(with_transformers, settings):
-        images, angles_deg, _ = _digits_by_angle(module)
-        with torch.no_grad():
-            (warped,) = module.net.input_warps(images)
+        inputs, outputs = before_and_after(module)
         if not lines:
-            lines.append(_line(images, _captions(angles_deg)))
+            lines.append(inputs)
             labels.append("input")
-        lines.append(_line(warped.image))
+        lines.append(outputs)
         labels.append(f"{record['model']}\n{_spread(record)}")
     if not lines:
         return []
@@ -55,6 +51,16 @@ def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
             title = figure_title(record, record["model"])
             paths.append(write_animation(path, frames, title, Layout(("input\nand grid", "output"))))
     return paths
+
+
+def before_and_after(module) -> tuple[list[Panel], list[Panel]]:
+    """Digits of the class by angle, and what the transformer makes of them."""
+    import torch
+
+    images, angles_deg, _ = _digits_by_angle(module)
+    with torch.no_grad():
+        (warped,) = module.net.input_warps(images)
+    return _line(images, _captions(angles_deg)), _line(warped.image)
 
 
 def _digits_by_angle(module, first: int = 1000):
