@@ -10,7 +10,6 @@ import sys
 
 import torch
 
-from experiments.cli import main
 from experiments.config import compose_run
 from experiments.galleries.upright import before_and_after
 from stn.families import build
@@ -22,10 +21,10 @@ LOOKS = 12  # the closer together, the earlier
 START = 1000  # images of a test batch
 
 
-def upright() -> None:
+def upright(arguments: list[str]) -> None:
     own = {"told": "0", "picture": ""}
-    own |= {name: value for name, _, value in (arg.partition("=") for arg in sys.argv[1:]) if name in own}
-    overrides = [argument for argument in sys.argv[1:] if argument.partition("=")[0] not in own]
+    own |= {name: value for name, _, value in (arg.partition("=") for arg in arguments) if name in own}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in own]
     module = build(compose_run(["task=mnist_r", "protocol=fast", "seed=0", *overrides])).module
     torch.set_num_threads(1)
     module.setup("fit")
@@ -52,7 +51,7 @@ def upright() -> None:
     if own["picture"]:
         inputs, outputs = before_and_after(module)
         labels = Layout(("input", f"output\n{spread:.0f}°"))
-        write_sheet(own["picture"], [inputs, outputs], f"{' '.join(sys.argv[1:])}: {error:.2f} % error", labels)
+        write_sheet(own["picture"], [inputs, outputs], f"{' '.join(arguments)}: {error:.2f} % error", labels)
 
 
 def teach(module, steps: int) -> None:
@@ -93,4 +92,4 @@ def look(module) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
-    main(upright)
+    upright(sys.argv[1:])
