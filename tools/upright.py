@@ -51,7 +51,8 @@ def upright(arguments: list[str]) -> None:
     if own["picture"]:
         inputs, outputs = before_and_after(module)
         labels = Layout(("input", f"output\n{spread:.0f}°"))
-        write_sheet(own["picture"], [inputs, outputs], f"{' '.join(arguments)}: {error:.2f} % error", labels)
+        title = f"{' '.join(overrides)} told={own['told']}: {error:.2f} % error"
+        write_sheet(own["picture"], [inputs, outputs], title, labels)
 
 
 def teach(module, steps: int) -> None:
