@@ -12,7 +12,8 @@ from stn.results.warp_figures import grid_strokes
 
 TASK, DIGIT = "mnist_r", 2
 COLUMNS = 11
-ANIMATED = "st_cnn_affine"
+ANIMATED = "st_fcn_affine"  # a minute of training
+FEWEST = 5  # digits of an animation; snapshots of earlier versions hold fewer
 
 
 def turned(folder: Path, records: list[dict], settings: dict) -> list[Path]:
@@ -41,6 +42,8 @@ def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     for record, module in with_weights(shown, settings):
         if snapshots := snapshots_of(record, settings):
             images, angles_deg, numbers = _digits_by_angle(module, len(snapshots["theta_0"][0]))
+            if len(images) < FEWEST:
+                continue
             frames = {}
             for step, theta in zip(snapshots["step"].tolist(), torch.from_numpy(snapshots["theta_0"]), strict=True):
                 with torch.no_grad():

@@ -118,7 +118,7 @@ def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, t
 
 
 def test_one_class_of_turned_digits_before_and_after_the_st(monkeypatch, toy_mnist, settings_of, tmp_path):
-    settings = settings_of("mnist_r", "st_cnn_affine", steps=60, batch_size=4)
+    settings = settings_of("mnist_r", "st_fcn_affine", steps=60, batch_size=4)
     record = run(settings)
     record["metrics"] |= {"test/angle_std_before_deg": 52.0, "test/angle_std_after_deg": 39.9}  # no class with itself
     sheets = {}
@@ -127,7 +127,7 @@ def test_one_class_of_turned_digits_before_and_after_the_st(monkeypatch, toy_mni
     (still,) = upright.turned(tmp_path, [record], {**settings, "protocol": "smoke"})
     (moving,) = upright.turning(tmp_path, [record], {**settings, "protocol": "smoke"})
     assert still == tmp_path / "upright_mnist_r_smoke.png"
-    assert moving == tmp_path / "turning_mnist_r_st_cnn_affine_smoke.gif"
+    assert moving == tmp_path / "turning_mnist_r_st_fcn_affine_smoke.gif"
     inputs, outputs = sheets[still]
     angles = [float(panel.caption.removesuffix("°")) for panel in inputs[:-1]]
     assert angles == sorted(angles)
