@@ -82,7 +82,7 @@ def test_a_digit_larger_than_the_volume_is_refused_in_one_line(tiny):
 
 def test_a_model_for_images_is_refused(tiny):
     with pytest.raises(
-        ValueError, match="^model=st_cnn_affine is no model of mnist3d: missing key 'model.projection'$"
+        ValueError, match=r"^model=st_cnn_affine is no model of mnist3d: missing key 'model.projection'$"
     ):
         network(tiny("st_cnn_affine"))
 
