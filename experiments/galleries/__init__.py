@@ -14,8 +14,15 @@ from experiments.config import compose_run
 from stn.data.errors import DataError
 from stn.results.records import unpack_wrong
 from stn.results.tables import table_stem
+from stn.settings import RunSettings
 
 Gallery = Callable[[Path, list[dict], dict], list[Path]]
+
+
+def run_of(record: dict, settings: dict) -> RunSettings:
+    """The run that a record is of, with data and weights in the folders that the settings name."""
+    run = compose_run([f"{name}={record[name]}" for name in ("task", "model", "protocol", "seed", "data")])
+    return run.changed(**{name: settings[name] for name in ("data_dir", "output_dir")})
 
 
 def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict, object]]:
@@ -24,14 +31,13 @@ def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict
     Raises: DataError for weights that do not fit.
     """
     from stn.families import build
-    from stn.train.saved import load
+    from stn.saved import load
 
     for record in records:
-        weights = _folder(record, settings) / "weights.pt"
+        run = run_of(record, settings)
+        weights = run.folder / "weights.pt"
         if weights.exists():
-            overrides = [f"{name}={record[name]}" for name in ("task", "model", "protocol", "seed", "data")]
-            paths = {name: settings[name] for name in ("data_dir", "output_dir")}
-            module = build(compose_run(overrides) | paths).module
+            module = build(run).module
             try:
                 module.net.load_state_dict(load(weights))
             except RuntimeError as error:
@@ -42,10 +48,10 @@ def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict
 
 
 def snapshots_of(record: dict, settings: dict) -> dict[str, np.ndarray]:
-    """What `stn.train.snapshots` wrote of a run; empty where it left nothing. Raises: DataError for a damaged file."""
-    from stn.train.snapshots import FILE
+    """What `stn.watch.snapshots` wrote of a run; empty where it left nothing. Raises: DataError for a damaged file."""
+    from stn.watch.snapshots import FILE
 
-    file = _folder(record, settings) / FILE
+    file = run_of(record, settings).folder / FILE
     if not file.exists():
         return {}
     try:
@@ -81,10 +87,3 @@ def test_images(module, numbers: Iterable[int]):
         images.append(batch.images[place])
         labels.append(batch.labels[place])
     return torch.stack(images), torch.stack(labels)
-
-
-def _folder(record: dict, settings: dict) -> Path:
-    from stn.train.settings import run_folder
-
-    names = {name: {"name": record[name]} for name in ("task", "model", "protocol")}
-    return run_folder(names | {"seed": record["seed"], "data": record["data"], "output_dir": settings["output_dir"]})
