@@ -38,7 +38,7 @@ def outcome(run: RunSettings, built: Built, device: str, error: Exception | None
         "images_per_s": None,
         "device": device,
         "threads": run.threads,
-        "versions": versions(),
+        "versions": versions() | module.arithmetic,
         "git": git_state(),
         "data_checksums": built.data_checksums,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
