@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from experiments.cli import main
 from experiments.config import compose_run
+from stn.results.records import DATA_KINDS
 
 
 class DataSet(NamedTuple):
@@ -29,7 +30,7 @@ def prepare() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", choices=list(DATA_SETS))
     parser.add_argument("--data-dir", default="data", help="where data sets live, or a folder that has the files")
-    parser.add_argument("--data", choices=["real", "standin"], default="real", help="standin: draw pictures instead")
+    parser.add_argument("--data", choices=DATA_KINDS, default="real", help="subset: a listed part; standin: drawn")
     parser.add_argument("--protocol", default="fast", help="whose sizes the images get, where it decides them")
     arguments = parser.parse_args()
     from stn import families
@@ -48,7 +49,7 @@ def prepare() -> None:
         getattr(importlib.import_module(module), function)(arguments.data_dir)
     for settings in runs:
         families.prepare(settings)
-    kind = "complete and checked" if arguments.data == "real" else "drawn"
+    kind = "drawn" if arguments.data == "standin" else "complete and checked"
     print(f"{wanted.title} is {kind}: {arguments.data_dir}")
 
 
