@@ -1,13 +1,12 @@
-"""Draw the figures of a table from its records and the weights of its runs: python -m experiments.figures [table]
+"""Draw the figures of a table from its records and the weights of its runs: python -m experiments.figures table=table1
 
 Needs the trained weights (output_dir, not committed): figures whose weights are not there are left as they are.
 """
 
-import argparse
 import importlib.util
 from pathlib import Path
 
-from experiments.cli import main
+from experiments.cli import main, one_of
 from experiments.config import CONF, compose_run
 from stn.results.figures import distortion_sheet, learning_curves, table_figure
 from stn.results.records import DATA_KINDS, read_records, records_root
@@ -51,21 +50,14 @@ def draw_distortions(path: Path, data_dir: str, digits: int = 8) -> Path:
     return distortion_sheet(path, images[:digits].numpy() / 255, distorted)
 
 
-def figures() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", nargs="?", default="table1")
-    parser.add_argument("--protocol", default="fast")
-    parser.add_argument("--data", choices=DATA_KINDS, default="real")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--results-dir", default="results")
-    parser.add_argument("--output-dir", default="outputs")
-    wanted = vars(parser.parse_args())
+def figures(wanted: dict) -> None:
+    data = one_of(wanted, "data", DATA_KINDS)
     spec = load_table(CONF / "table" / f"{wanted['table']}.yaml")
-    paths = draw_all(spec, read_records(records_root(wanted["results_dir"], wanted["data"])), wanted)
+    paths = draw_all(spec, read_records(records_root(wanted["results_dir"], data)), wanted)
     if spec.name == "table1":
         paths.append(draw_distortions(Path(wanted["results_dir"]) / "figures" / "distortions.png", wanted["data_dir"]))
     for path in paths:
-        print(path)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

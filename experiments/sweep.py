@@ -145,4 +145,4 @@ def _short(value) -> str:
 
 
 if __name__ == "__main__":
-    main(sweep, "sweep")
+    main(sweep)

@@ -161,7 +161,7 @@ def test_a_bug_is_not_taken_for_the_users_error():
     ],
 )
 def test_a_command_ends_in_one_line_and_status_2(tmp_path, call, named):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
     result = subprocess.run(
         [sys.executable, "-m", *call], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
     )

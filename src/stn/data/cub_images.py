@@ -59,7 +59,7 @@ def make_cache(annotations: Annotations, folder: Path, size_px: int, workers: in
 def find_problem(folder: Path, annotations: Annotations, size_px: int, checksums: bool) -> str | None:
     """What is wrong with a cache, or None; `checksums` reads all its pixels."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         wanted = {"format": FORMAT, "size_px": size_px, "annotations_sha256": annotations.sha256}
         if any(manifest[key] != value for key, value in wanted.items()):
             return "was made from other files"
@@ -148,7 +148,7 @@ def _write(folder: Path, annotations: Annotations, size_px: int, workers: int | 
         "index_sha256": _sha256(folder / INDEX),
         "pillow": PIL.__version__,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def _decode(path: Path, size_px: int) -> tuple[np.ndarray, tuple[int, int]]:

@@ -84,7 +84,7 @@ def write_standin(
         with staging(root.parent, ".standin-") as temporary:
             fresh = temporary / ROOT
             _write(fresh, kinds, n_per_class, seed, size_px)
-            (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
+            (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
             try:
                 os.replace(fresh, root)
             except OSError:
@@ -96,7 +96,7 @@ def write_standin(
 
 def _check(root: Path, mark: dict) -> Path:
     try:
-        found = json.loads((root / STANDIN_MARK).read_text())
+        found = json.loads((root / STANDIN_MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = "something else"
     if found != mark:
@@ -126,7 +126,7 @@ def _write(root: Path, kinds: list[Species], n_per_class: int, seed: int, size_p
         ]
     for name, content in lines.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("\n".join(content) + "\n")
+        (root / name).write_text("\n".join(content) + "\n", encoding="utf-8")
 
 
 def _size(size_px: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -108,7 +108,7 @@ def extract_tar(archive: Path, folder: Path, max_bytes: int, max_members: int, r
             if n_files == 0:
                 raise DataError(f"{archive} has no files" + (f" under {root}/" if root else ""))
             marker = {"archive": archive.name, "files": n_files, "bytes": n_bytes}
-            (tree / MARKER).write_text(json.dumps(marker) + "\n")
+            (tree / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
             try:
                 os.rename(tree, folder)
             except OSError:
@@ -126,7 +126,7 @@ def extract_tar(archive: Path, folder: Path, max_bytes: int, max_members: int, r
 def is_extracted(folder: Path) -> bool:
     """Whether `folder` was extracted whole by `extract_tar` and still has as many files and bytes."""
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         expected = (marker["files"], marker["bytes"])
         sizes = [
             os.stat(os.path.join(place, name)).st_size

@@ -93,7 +93,9 @@ def load_mnist(data_dir: str | Path, split: str, checksums: bool = True) -> Digi
     data_dir = Path(data_dir)
     folder = _complete_folder(data_dir)
     if folder is None:
-        raise DataError(f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare mnist` first")
+        raise DataError(
+            f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare dataset=mnist` first"
+        )
     arrays = []
     for name, n_axes in ((f"{SPLITS[split]}-images-idx3-ubyte", 3), (f"{SPLITS[split]}-labels-idx1-ubyte", 1)):
         content = (folder / name).read_bytes()

@@ -115,9 +115,9 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
         _check_labels_are_there(data_dir, split)
         raise DataError(
             f"SVHN {split} is not in {data_dir} ({reason if cache.exists() else f'no {cache}'}): `make data-svhn`, or "
-            "`python -m experiments.prepare svhn`, fetches it (2.6 GB); data=standin draws pictures in its place"
+            "`python -m experiments.prepare dataset=svhn`, fetches it (2.6 GB); data=standin draws pictures instead"
         )
-    manifest = json.loads((cache / MANIFEST).read_text())
+    manifest = json.loads((cache / MANIFEST).read_text(encoding="utf-8"))
     # Copy on write: torch wants writable memory, and the file must stay as it is.
     images, labels, lengths = (torch.from_numpy(np.load(cache / name, mmap_mode="c")) for name in ARRAYS)
     n = manifest["pictures"] + len(manifest["skipped"])
@@ -138,7 +138,7 @@ def check_official(crops: NumberCrops, split: str) -> None:
 def crop_checksums(data_dir: str | Path, split: str, size_px: int) -> dict[str, str]:
     """sha256 of a split's pictures and labels, by file name, as `load_svhn` checked them."""
     folder = f"{split}_{size_px}"
-    manifest = json.loads((Path(data_dir) / "SVHN" / "crops" / folder / MANIFEST).read_text())
+    manifest = json.loads((Path(data_dir) / "SVHN" / "crops" / folder / MANIFEST).read_text(encoding="utf-8"))
     return {f"{folder}/{name}": manifest["files"][name]["sha256"] for name in ARRAYS[:2]}
 
 
@@ -251,7 +251,7 @@ def _source(split_dir: Path) -> dict:
 def _fault(cache: Path, size_px: int, source: dict | None, checksums: bool) -> str:
     """Why the cache cannot be used; empty when it can. Without `source`, whatever source it is of."""
     try:
-        manifest = json.loads((cache / MANIFEST).read_text())
+        manifest = json.loads((cache / MANIFEST).read_text(encoding="utf-8"))
         if (manifest["version"], manifest["size_px"]) != (CACHE_VERSION, size_px):
             return f"{cache} is of another version or size"
         if manifest["extent"] != EXTENT[size_px] or (source is not None and manifest["source"] != source):
@@ -302,7 +302,7 @@ def _write_cache(split_dir: Path, numbers: list[HouseNumber], size_px: int, sour
         "skipped": skipped,
         "files": {n: {"bytes": (folder / n).stat().st_size, "sha256": _sha256(folder / n)} for n in ARRAYS},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     if skipped:
         log.warning("%s: %d of %d pictures skipped, see %s", split_dir, len(skipped), len(numbers), MANIFEST)
 

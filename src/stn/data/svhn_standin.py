@@ -51,7 +51,7 @@ def write_standin(folder: str | Path, n: int, seed: int) -> Path:
                 numbers.append(_write_picture(split, i, seed))
                 set_done(i + 1)
         write_digit_struct(split / "digitStruct.mat", numbers)
-        (split / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
+        (split / STANDIN_MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
         try:
             os.rename(split, folder)
         except OSError:
@@ -63,7 +63,7 @@ def write_standin(folder: str | Path, n: int, seed: int) -> Path:
 def read_mark(folder: Path) -> dict | None:
     """What stand-in a split folder holds; None where it is not one."""
     try:
-        mark = json.loads((folder / STANDIN_MARK).read_text())
+        mark = json.loads((folder / STANDIN_MARK).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
