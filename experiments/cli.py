@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,18 @@ KINDS = {bool: "true or false", int: "an integer", float: "a number", list: "a l
 
 
 def main(verb: Callable[..., Any]) -> None:
-    """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line.
-
-    An error that the user can mend becomes one line on stderr and exit status 2; `-v` shows the traceback.
-    """
+    """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line."""
     name, arguments = verb.__name__, sys.argv[1:]
-    if not (CONF / f"{name}.yaml").exists():  # bench and bench_svhn, until they have their conf/
-        return verb()
     if {"--help", "-h"} & set(arguments):
         print(help_text(sys.modules[verb.__module__].__doc__, name))
         return
-    verbose = "-v" in arguments
+    verbose, function = "-v" in arguments, inspect.unwrap(verb)
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another in its place
         stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO if verbose else logging.ERROR)
-    try:
+    with errors_in_a_line(name, verbose):
         flags, overrides = command_line([argument for argument in arguments if argument != "-v"], name)
-        function = inspect.unwrap(verb)
         if flags and function is not verb:
             hydras(function, name, flags + overrides)
         elif flags:
@@ -51,10 +46,20 @@ def main(verb: Callable[..., Any]) -> None:
             wanted = named(compose_config(name, overrides), name)
             check_kinds(wanted, keys(name))
             verb(wanted)
+
+
+@contextmanager
+def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[None]:
+    """An error that the user can mend becomes one line on stderr and exit status 2, unless `verbose`.
+
+    `config` is the file of conf/ that the verb's overrides concern.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")
     except Exception as error:
-        line = explain(error, name)
+        line = explain(error, config)
         if line is None or verbose:
             raise
         _stop(line)
