@@ -111,7 +111,7 @@ def test_a_value_that_cannot_be_is_named_with_what_is_allowed(toy_mnist, overrid
         (["task=mnist_rts", "model=st_cnn_tps", "task.distortion.canvas=20"], "20x20 px is too small"),
         (["task=mnist_rts", "model=cnn", "task.distortion.canvas=12"], "12x12 px is too small"),
         (["task=mnist_tc", "model=fcn", "task.distortion.canvas=20"], "canvas >= 28"),
-        (["task=mnist_r", "model=st_fcn_tps", "protocol.mnist.filters=8"], "no layer widths give"),
+        (["task=mnist_r", "model=st_fcn_tps", "protocol.mnist.budget_fraction=0.1"], "no layer widths give"),
     ],
 )
 def test_a_pair_that_cannot_be_is_refused_before_training(toy_mnist, cell, named):

@@ -10,9 +10,9 @@ import yaml
 from experiments.config import CONF, compose_config, compose_run, options
 from stn.data.distortions import distortion
 from stn.families import FAMILIES
-from stn.families.mnist import MnistRecipe
+from stn.families.mnist import MnistRecipe, parameter_budget
 from stn.nets.budget import TOLERANCE, count_parameters
-from stn.nets.mnist import Architecture, budget_of, build_within_budget
+from stn.nets.mnist import Architecture, Cnn, build_within_budget
 from stn.results.tables import load_table
 
 ROOT = CONF.parent
@@ -27,9 +27,9 @@ def composed(task, model, protocol):
 
 
 @functools.cache
-def parameters(architecture, canvas, classes, pool, filters):
+def parameters(architecture, canvas, classes, pool, budget):
     """Tasks and protocols that ask for the same network share it."""
-    return count_parameters(build_within_budget(architecture, (1, *canvas), classes, pool, filters)[0])
+    return count_parameters(build_within_budget(architecture, (1, *canvas), classes, pool, budget)[0])
 
 
 @pytest.mark.parametrize("model", TABLE_1_MODELS)
@@ -41,9 +41,20 @@ def test_every_cell_composes_and_its_network_is_within_the_budget_of_every_proto
     assert recipes[-1] == settings["recipe"]  # a recipe does not depend on the model
     architecture = Architecture(**{name: value for name, value in settings["model"].items() if name != "name"})
     canvas, classes = distortion(**settings["task"]["distortion"]).canvas, settings["task"]["classes"]
-    for filters in {MnistRecipe(**recipe).filters for recipe in recipes}:
-        found = parameters(architecture, canvas, classes, settings["task"]["st_output_pool"], filters)
-        assert abs(found / budget_of((1, *canvas), filters, classes) - 1) <= TOLERANCE
+    for fraction in {MnistRecipe(**recipe).budget_fraction for recipe in recipes}:
+        budget = parameter_budget(settings["task"], fraction)
+        found = parameters(architecture, canvas, classes, settings["task"]["st_output_pool"], budget)
+        assert abs(found / budget - 1) <= TOLERANCE
+
+
+def test_budgets_are_the_papers_around_400k_but_on_28_px_those_of_a_cnn_with_its_most_filters():
+    budgets = {task: composed(task, "fcn", "paper")["task"]["budget"] for task in (*MNIST, "addition")}
+    assert {task: budgets.pop(task) for task in ("mnist_rts", "mnist_tc", "addition")} == dict.fromkeys(
+        ("mnist_rts", "mnist_tc", "addition"), 400_000
+    )
+    assert set(budgets.values()) == {count_parameters(Cnn((1, 28, 28), (64, 64)))}
+    for protocol in ("fast", "modern", "paper"):
+        assert composed("mnist_r", "fcn", protocol)["recipe"]["budget_fraction"] == 1
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -74,7 +85,7 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
 
 def test_the_papers_protocol_has_the_papers_numbers():
     assert composed("mnist_r", "fcn", "paper")["recipe"] == {
-        "filters": 64,
+        "budget_fraction": 1,
         "batch_size": 256,
         "steps": 150_000,
         "optimiser": "sgd",
@@ -97,7 +108,7 @@ def test_the_papers_protocol_has_the_papers_numbers():
     ("task", "distorted", "pool"),
     [
         ("mnist_r", {"name": "r", "rotation_deg": 90}, 1),
-        ("mnist_rts", {"name": "rts", "rotation_deg": 45, "scale": [0.7, 1.2], "canvas": 42}, 2),
+        ("mnist_rts", {"name": "rts", "rotation_deg": 45, "scale": [0.7, 1.2], "canvas": 42, "max_shift_px": 7}, 2),
         ("mnist_p", {"name": "p", "scale": [0.75, 1.0], "sigma_px": 3}, 1),
         ("mnist_e", {"name": "e", "scale": [0.75, 1.0], "sigma_px": 1.5}, 1),
         ("mnist_tc", {"name": "tc", "canvas": 60, "n_patches": 6, "patch_px": 6}, 2),
@@ -155,7 +166,9 @@ def test_table_5_has_the_papers_numbers():
 def test_modern_is_the_papers_networks_in_a_tenth_of_its_steps():
     modern, paper = (composed("mnist_r", "st_cnn_tps", protocol)["recipe"] for protocol in ("modern", "paper"))
     assert 10 * modern["steps"] <= paper["steps"]
-    assert [modern[name] for name in ("filters", "batch_size")] == [paper[name] for name in ("filters", "batch_size")]
+    assert [modern[k] for k in ("budget_fraction", "batch_size")] == [
+        paper[k] for k in ("budget_fraction", "batch_size")
+    ]
 
 
 @pytest.mark.parametrize(("task", "n_patches"), [("coloc_t", 0), ("coloc_tc", 16)])

@@ -231,7 +231,7 @@ GOOD = compose_run(["task=mnist_r", "model=fcn", "protocol=paper"])["recipe"]
         ("steps", 0, "at least 1"),
         ("steps", -5, "at least 1"),
         ("batch_size", 0, "at least 1"),
-        ("filters", 0, "at least 1"),
+        ("budget_fraction", 0.0, "more than 0"),
         ("test_draws", 0, "at least 1"),
         ("lr_step_every", 0, "at least 1"),
         ("lr", -0.1, "0 or more"),

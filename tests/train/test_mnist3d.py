@@ -19,7 +19,7 @@ def tiny(toy_mnist, tmp_path):
     """Call it with a model: settings of a run on volumes of 24^3 that writes below tmp_path."""
 
     def make(model: str, *overrides: str) -> dict:
-        sizes = {"size_voxels": 24, "filters": 24, "batch_size": 8, "steps": 20}
+        sizes = {"size_voxels": 24, "budget_fraction": 0.17, "batch_size": 8, "steps": 20}
         return compose_run(
             [
                 *("task=mnist3d", f"model={model}", "protocol=smoke", "device=cpu", "progress=false"),

@@ -17,8 +17,8 @@ import torch
 
 from stn.families import build
 from stn.families import mnist as mnist_family
+from stn.families.mnist import parameter_budget
 from stn.nets.budget import count_parameters
-from stn.nets.mnist import budget_of
 from stn.results.records import config_hash, read_record, record_path, unpack_wrong
 from stn.tasks import classification
 from stn.train import run as run_module
@@ -71,7 +71,7 @@ def test_every_model_ends_in_one_ok_record(toy_mnist, settings_of, model, task):
     assert steps_seen == [50, 100, 150]
     assert record["steps"] == 150
 
-    budget = budget_of((1, CANVAS[task], CANVAS[task]), settings["recipe"]["filters"], 10)
+    budget = parameter_budget(settings["task"], settings["recipe"]["budget_fraction"])
     assert abs(record["n_params"] / budget - 1) <= 0.02
     wrong = unpack_wrong(record["test_wrong"])
     assert wrong.shape == (record["test_draws"], record["n_test"]) == (2, 300)
@@ -97,7 +97,7 @@ def test_the_network_learns(toy_mnist, settings_of, task, most_pct):
     assert record["status"] == "ok"
     assert record["metrics"]["test/error_pct"] < most_pct  # chance: 90
     assert record["metrics"]["train/loss"] < math.log(10) - 0.5
-    budget = budget_of((1, CANVAS[task], CANVAS[task]), record["config"]["recipe"]["filters"], 10)
+    budget = parameter_budget(record["config"]["task"], record["config"]["recipe"]["budget_fraction"])
     assert abs(record["n_params"] / budget - 1) <= 0.02
 
 

@@ -182,7 +182,7 @@ def test_what_a_stack_may_differ_in(settings_of):
         key(batch_size=4),
         key(padding="border"),
     ]
-    assert len({key(), *others, key(filters=49), key("mnist_r", "st_fcn_affine", "threads=2")}) == 9
+    assert len({key(), *others, key(budget_fraction=0.6), key("mnist_r", "st_fcn_affine", "threads=2")}) == 9
     assert key("mnist_r", "fcn", "wandb.mode=offline") is None
     assert key("mnist_r", "fcn", "precision=bf16") is None  # vmap would compute its convolutions in float32
 

@@ -20,14 +20,14 @@ prepare = mnist.prepare
 
 @dataclass(frozen=True, kw_only=True)
 class Mnist3dRecipe(Recipe):
-    """`filters`: of the projection CNN whose parameters are the budget of every model; `size_voxels`: the volume's."""
+    """`budget_fraction`: as of Table 1; `size_voxels`: the volume's side."""
 
-    filters: int
+    budget_fraction: float
     size_voxels: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.must_be_at_least(1, "filters")
+        self.must_be_a_fraction("budget_fraction")
         self.must_be_at_least(1, "size_voxels")
 
 
@@ -38,8 +38,9 @@ def network(settings: dict) -> Network:
     if "projection" not in model:
         raise ValueError(f"model={name}: mnist3d needs a model with `projection`, such as st3d_cnn")
     architecture = from_settings(VolumeArchitecture, model, "the model")
+    budget = mnist.parameter_budget(settings["task"], recipe.budget_fraction)
     in_shape = (ExtrudedDigits.channels, *(recipe.size_voxels,) * 3)
-    net, widths = build_within_budget(architecture, in_shape, ExtrudedDigits.classes, recipe.filters)
+    net, widths = build_within_budget(architecture, in_shape, ExtrudedDigits.classes, budget)
     return Network(net, dict(zip(("layer1", "layer2"), widths, strict=True)), in_shape)
 
 

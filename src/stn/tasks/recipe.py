@@ -68,6 +68,10 @@ class Recipe:
         if not least <= getattr(self, name) < math.inf:
             raise ValueError(f"recipe.{name} must be at least {least}, got {getattr(self, name)}")
 
+    def must_be_a_fraction(self, name: str) -> None:
+        if not 0 < getattr(self, name) <= 1:
+            raise ValueError(f"recipe.{name} must be more than 0 and at most 1, got {getattr(self, name)}")
+
     def optimiser_of(self, net: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """The optimiser and its schedule, stepped once per training step.
 
