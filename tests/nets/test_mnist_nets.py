@@ -5,6 +5,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from stn.nets.budget import count_parameters
+from stn.nets.frequency import FrequencyConv2d
 from stn.nets.layers import FEW_CHANNELS, BlockMean, InputConv2d, conv_pool, flat_features
 from stn.nets.localisation import ConvolutionalLocalisation, FullyConnectedLocalisation
 from stn.nets.mnist import Architecture, Cnn, Fcn, build_within_budget
@@ -226,7 +227,7 @@ def test_stacked_replicas_have_the_gradients_that_each_has_alone(name):
 
 def test_images_of_few_channels_alone_take_the_faster_convolution():
     assert type(conv_pool(1, 4, 3)[0]) is type(conv_pool(FEW_CHANNELS, 4, 3)[0]) is InputConv2d
-    assert type(conv_pool(FEW_CHANNELS + 1, 4, 3)[0]) is nn.Conv2d
+    assert type(conv_pool(FEW_CHANNELS + 1, 4, 3)[0]) is FrequencyConv2d
 
 
 @pytest.mark.parametrize("canvas", POOL)

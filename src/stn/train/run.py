@@ -22,7 +22,7 @@ from stn.results.records import RunKey, config_hash, pack_wrong, write_record, w
 from stn.tasks.training import Diverged, Training
 from stn.train.memory import keep_freed_memory
 from stn.train.parallel import check_parallel, part_of, trainer_options
-from stn.train.provenance import device_name, git_state, versions
+from stn.train.provenance import arithmetic, device_name, git_state, versions
 from stn.train.saved import load, save
 from stn.train.settings import check, record_file, run_folder, run_key, science
 from stn.train.snapshots import Snapshots
@@ -210,6 +210,7 @@ def _train_and_test(
         for i, run in enumerate(runs):
             if i not in diverged:
                 run.record["device"] = device_name(trainer.strategy.root_device, run.module.part.count)
+                run.record["versions"] |= arithmetic(run.module.net)
                 trainer.test(run.module, verbose=False)
         if logger:
             log_outcome(logger, _measured(runs[0].module), trained.recipe.steps)
