@@ -58,6 +58,9 @@ def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[N
         yield
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")
+    except BrokenPipeError:  # whoever reads has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         line = explain(error, config)
         if line is None or verbose:
