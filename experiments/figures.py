@@ -3,20 +3,31 @@
 Needs the trained weights (output_dir, not committed): figures whose weights are not there are left as they are.
 """
 
-import importlib.util
 from pathlib import Path
 
 from experiments.cli import main, one_of
 from experiments.config import CONF, compose_run
-from stn.results.figures import distortion_sheet, learning_curves, table_figure
+from experiments.galleries import Gallery, upright, volumes, warps, windows
+from stn.results.figures import learning_curves, table_figure
 from stn.results.records import DATA_KINDS, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, select, table_cells, table_stem
+from stn.results.warp_figures import distortion_sheet
+
+GALLERIES: dict[str, tuple[Gallery, ...]] = {
+    "table1": (warps.wrong_and_right, warps.trainings, upright.turned, upright.turning),
+    "table2": (warps.house_numbers, warps.trainings),
+    "table3": (windows.birds,),
+    "table3d": (volumes.volumes,),
+    "table4": (warps.sums, warps.trainings),
+    "table5": (windows.digits,),
+    "tablecubcoloc": (windows.species,),
+}
 
 
-def draw_all(spec: TableSpec, records: list[dict], wanted: dict) -> list[Path]:
+def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]:
     """Every figure of a table that can be drawn; returns the files written, in results_dir/figures."""
-    protocol, data, folder = wanted["protocol"], wanted["data"], Path(wanted["results_dir"]) / "figures"
+    protocol, data, folder = settings["protocol"], settings["data"], Path(settings["results_dir"]) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = select(spec, records, protocol, data)
     cells = table_cells(spec, chosen, protocol, data)
@@ -28,9 +39,8 @@ def draw_all(spec: TableSpec, records: list[dict], wanted: dict) -> list[Path]:
             stem = table_stem(f"curves_{task}", protocol, data)
             paths.append(learning_curves(folder / f"{stem}.png", of_task, task))
     shown = [r for r in chosen if r["status"] == "ok" and r["seed"] == 0]
-    for name in (spec.name, "training"):
-        if importlib.util.find_spec(f"experiments.galleries.{name}"):
-            paths += importlib.import_module(f"experiments.galleries.{name}").draw(folder, shown, wanted)
+    for gallery in GALLERIES[spec.name]:
+        paths += gallery(folder, shown, settings)
     return paths
 
 
@@ -50,12 +60,12 @@ def draw_distortions(path: Path, data_dir: str, digits: int = 8) -> Path:
     return distortion_sheet(path, images[:digits].numpy() / 255, distorted)
 
 
-def figures(wanted: dict) -> None:
-    data = one_of(wanted, "data", DATA_KINDS)
-    spec = load_table(CONF / "table" / f"{wanted['table']}.yaml")
-    paths = draw_all(spec, read_records(records_root(wanted["results_dir"], data)), wanted)
+def figures(settings: dict) -> None:
+    data, results_dir = one_of(settings, "data", DATA_KINDS), Path(settings["results_dir"])
+    spec = load_table(CONF / "table" / f"{settings['table']}.yaml")
+    paths = draw_all(spec, read_records(records_root(results_dir, data)), settings)
     if spec.name == "table1":
-        paths.append(draw_distortions(Path(wanted["results_dir"]) / "figures" / "distortions.png", wanted["data_dir"]))
+        paths.append(draw_distortions(results_dir / "figures" / "distortions.png", settings["data_dir"]))
     for path in paths:
         print(f"wrote {path}")
 

@@ -43,6 +43,7 @@ class Training(pl.LightningModule):
         self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
         self.steps_done = 0  # training steps; Lightning's own counter counts chunks
         self.diverged: str | None = None  # the reason, once the training loss is no longer finite
+        self.arithmetic: dict[str, str] = {}  # how the numbers of the training were computed
         self.train_s = 0.0  # seconds spent training, those before an interruption among them
         self.curve = {"step": [], "train/loss": []}
         self.metrics: dict[str, float] = {}

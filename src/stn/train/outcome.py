@@ -9,7 +9,7 @@ from stn.nets.budget import count_parameters
 from stn.results.records import SCHEMA, pack_wrong
 from stn.settings import RunSettings
 from stn.tasks.training import Training
-from stn.train.provenance import arithmetic, git_state, versions
+from stn.train.provenance import git_state, versions
 
 CURVE_POINTS = 200
 
@@ -38,7 +38,7 @@ def outcome(run: RunSettings, built: Built, device: str, error: Exception | None
         "images_per_s": None,
         "device": device,
         "threads": run.threads,
-        "versions": versions(),
+        "versions": versions() | module.arithmetic,
         "git": git_state(),
         "data_checksums": built.data_checksums,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,7 +49,7 @@ def outcome(run: RunSettings, built: Built, device: str, error: Exception | None
     curve = thinned(module.curve)
     if reason := module.diverged or _not_finite(module):
         return record | {"status": "diverged", "reason": reason, "curve": curve}
-    return record | _measured(module, curve) | {"versions": record["versions"] | arithmetic(module.net)}
+    return record | _measured(module, curve)
 
 
 def _not_finite(module: Training) -> str | None:

@@ -21,7 +21,7 @@ from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
 from stn.train.outcome import outcome
 from stn.train.parallel import check_parallel, part_of, trainer_options
-from stn.train.provenance import device_name
+from stn.train.provenance import arithmetic, device_name
 from stn.train.stack import Stack
 from stn.train.stopped import Stopped
 from stn.watch.snapshots import Snapshots
@@ -73,6 +73,7 @@ def train(
             with _recorded(left, builts, trainer, tracked) as ended:
                 trainer.fit(program, ckpt_path=usable(checkpoint, program.config_hash), weights_only=True)
                 for module in modules:
+                    module.arithmetic = arithmetic(module.net)
                     if not module.diverged:
                         trainer.test(module, verbose=False)
             if writes:
