@@ -7,7 +7,13 @@ DATA     ?= real
 ARGS     ?=
 
 export OMP_WAIT_POLICY = PASSIVE
-RUN = .venv/bin/python -m experiments.
+# An active conda environment that was made from environment.yml is used as it is; else .venv is made.
+ifeq ($(CONDA_DEFAULT_ENV),stn)
+PY = "$(CONDA_PREFIX)/bin/python"
+else
+PY = .venv/bin/python
+endif
+RUN = $(PY) -m experiments.
 REPRODUCE = $(RUN)reproduce protocol=$(PROTOCOL) seeds=$(SEEDS) workers=$(WORKERS) data=$(DATA)
 
 .PHONY: help bench reproduce reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 reproduce-table5 reproduce-3d reproduce-birds sweep test lint tables report dashboard figures data data-svhn data-cub setup clean
@@ -54,11 +60,11 @@ sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser ta
 	$(RUN)sweep workers=$(WORKERS) data=$(DATA) $(ARGS)
 
 test: setup      ## the tests
-	.venv/bin/python -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: setup      ## style
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 tables: setup    ## render results/tables from the committed records alone
 	$(RUN)tables
@@ -74,25 +80,34 @@ bench: setup data   ## measure speed: Lightning's loop, a training step and its 
 	$(RUN)bench_svhn
 
 figures: setup data  ## redraw results/figures from records and trained weights
-	$(RUN)figures table1 --protocol $(PROTOCOL)
+	$(RUN)figures table=table1 protocol=$(PROTOCOL) $(ARGS)
 
 data: setup      ## fetch and check MNIST
-	$(RUN)prepare mnist
+	$(RUN)prepare dataset=mnist
 
 data-svhn: setup ## fetch, check and cut out SVHN's whole numbers (2.6 GB)
-	$(RUN)prepare svhn $(ARGS)
+	$(RUN)prepare dataset=svhn $(ARGS)
 
 data-cub: setup  ## fetch, check, unpack and decode CUB-200-2011 (1.2 GB)
-	$(RUN)prepare cub $(ARGS)
+	$(RUN)prepare dataset=cub $(ARGS)
 
-setup: .venv/.installed   ## .venv with the pinned dependencies
+setup:           ## .venv with the pinned dependencies; or the active conda environment `stn`
+ifeq ($(PY),.venv/bin/python)
+setup: .venv/.installed
+else
+	@cd / && $(PY) -c 'import stn, experiments' 2>/dev/null || { cd "$(CURDIR)" && $(INSTALL_CHECKOUT); }
+endif
+
+# The verbs are no part of the package: the .pth file lets `python -m experiments.…` find them from any folder.
+INSTALL_CHECKOUT = $(PY) -m pip install --quiet --no-deps --editable . && \
+	echo "$(CURDIR)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stn_checkout.pth"
 
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …" >&2; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode -r requirements.lock
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --editable .
+	$(INSTALL_CHECKOUT)
 	touch $@
 
 clean:           ## remove the environment, checkpoints and caches; records and tables stay
