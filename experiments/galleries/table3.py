@@ -35,12 +35,15 @@ def _looks(module) -> list[Look]:
     """Test birds from all over the test set, whose order is by species."""
     import torch
 
+    from stn.nets.windows import window_boxes_px, windows_at
+
     stream, looks = module.stream, []
     for bird in torch.linspace(0, stream.n_test - 1, BIRDS).long().tolist():
         start, i = module.test_batch_of(bird)
         batch = stream.test_batch(0, start)
         with torch.no_grad():
-            windows = module.net.windows(batch.images[i : i + 1])
+            centres = module.net.theta(batch.images[i : i + 1])
+        boxes_px = window_boxes_px(windows_at(centres, module.net.scale), module.net.image_px)
         image = batch.images[i].permute(1, 2, 0).numpy()
-        looks.append(Look(image, windows.boxes_px[0].numpy(), batch.parts[i].numpy()))
+        looks.append(Look(image, boxes_px[0].numpy(), batch.parts[i].numpy()))
     return looks

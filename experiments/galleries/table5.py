@@ -38,7 +38,7 @@ def draw(folder: Path, records: list[dict], wanted: dict) -> list[Path]:
 
 def _trace(module):
     """images (K, n, H, W), true boxes (K, n, 4), windows as boxes (T, K, n, 4), and the T steps."""
-    from stn.tasks.colocalisation import window_boxes_px
+    from stn.nets.windows import window_boxes_px
 
     steps, windows = module.trace()
     windows = window_boxes_px(windows, module.image_px).transpose(1, 2)

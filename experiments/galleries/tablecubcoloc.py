@@ -30,7 +30,7 @@ def _found(module, n_species: int):
     """images (K, n, H, W, 3), true boxes and windows (K, n, 4), of the first training pictures of each species."""
     import torch
 
-    from stn.tasks.colocalisation import window_boxes_px
+    from stn.nets.windows import window_boxes_px
 
     images, boxes_px = (x[:BIRDS, :n_species] for x in module.scenes["train"])
     with torch.no_grad():

@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader
 
 from stn.data.seeds import stream_seed
 from stn.nets.colocalisation import Localisers, WindowBounds
+from stn.nets.windows import window_boxes_px
+from stn.tasks.looks import IMAGES, ROWS, Look, rows_of
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
 from stn.tasks.window_search import RANDOM_CROPS, Search, fit_windows, hinge_loss, search_windows, squared_distances
-from stn.transform import sample
+from stn.transform import Warped, sample
 from stn.transform.grids import attention_grid
 
 CORRECT_IOU = 0.5
@@ -59,12 +61,6 @@ class Scenes(NamedTuple):
 
     images: Tensor
     boxes_px: Tensor
-
-
-def window_boxes_px(windows: Tensor, image_px: int) -> Tensor:
-    """Windows (..., 3) as (s, tx, ty) to boxes (..., 4) as left, top, right, bottom edge in a square image."""
-    scale, centre = windows[..., :1], windows[..., 1:]
-    return (torch.cat([centre - scale, centre + scale], dim=-1) + 1) * (image_px / 2)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -270,6 +266,20 @@ class Colocalisation(Training):
         """The T steps at which windows were noted, and the windows then, on the first images: (T, n, K, 3)."""
         noted = self.net.trace_noted.tolist()
         return [step for step, there in zip(self.traced_steps, noted, strict=True) if there], self.net.trace[noted]
+
+    def look(self) -> Look:
+        """The first image of each of the first classes."""
+        images, px = self.scenes["train"].images[:IMAGES], self.recipe.crop_px
+        windows, statistics = self.net(images), {}
+        for i, name in enumerate(("scale", "x", "y")):
+            of_class = windows[..., i]
+            statistics[f"theta_mean_{name}"] = of_class.mean().item()
+            statistics[f"theta_std_{name}"] = of_class.std(0).mean().item()
+        images, windows = images[:1, :ROWS], windows[:1, :ROWS]
+        cut = crops(images, windows, px, self.recipe.antialias)
+        warped = Warped(cut, windows[0], attention_grid(windows[0], (px, px)))
+        rows = rows_of(images[0], [warped], self.names[:ROWS])
+        return Look(rows, len(rows) // images.shape[1], statistics)
 
     # -- test -------------------------------------------------------------------------------------------------------
 
