@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from stn.data.streams import Batch
@@ -20,13 +19,13 @@ class Look(NamedTuple):
     image. `statistics`: theta and what the run's test says of its transformers.
     """
 
-    warps: Sequence  # of stn.results.figures.Warp
+    warps: Sequence  # of stn.results.warp_figures.Warp
     per_image: int
     statistics: dict[str, float]
 
     def draw(self, path: Path, title: str) -> Path:
         """Input, sampling grid on it, output."""
-        from stn.results.figures import warp_gallery
+        from stn.results.warp_figures import warp_gallery
 
         every = max(2, self.warps[0].grid.shape[0] // GRID_LINES)
         return warp_gallery(path, self.warps, title, self.per_image if self.per_image > 1 else 3, every)
@@ -38,7 +37,8 @@ def look_through(warps: Sequence[Warped], batch: Batch, statistics: dict[str, fl
     They are sampled anew: a network may have changed the images before its transformer saw them.
     """
     grids = [warped.grid for warped in warps if warped.image.shape[1] == batch.images.shape[1]]
-    per_image = len(grids) * len(_pictures(batch.images[0]))
+    channels = batch.images.shape[1]
+    per_image = len(grids) * (1 if channels == 3 else channels)  # three are colours
     images = batch.images[: max(2, ROWS // per_image)]
     warps = [Warped(sample(images, grid[: len(images)]), None, grid) for grid in grids]
     captions = [caption(label) for label in batch.labels[: len(images)]]
@@ -47,13 +47,13 @@ def look_through(warps: Sequence[Warped], batch: Batch, statistics: dict[str, fl
 
 def rows_of(images: Tensor, warps: Sequence[Warped], captions: Sequence[str]) -> list:
     """A `Warp` for each image, transformer and, where they are no colours, channel: images (N, C, H, W)."""
-    from stn.results.figures import Warp
+    from stn.results.warp_figures import Warp, channel_pictures
 
     return [
         Warp(before, warped.grid[i].cpu().numpy(), after, said)
         for i, (image, said) in enumerate(zip(images, captions, strict=True))
         for warped in warps
-        for before, after in zip(_pictures(image), _pictures(warped.image[i]), strict=True)
+        for before, after in zip(*(channel_pictures(x.cpu().numpy()) for x in (image, warped.image[i])), strict=True)
     ]
 
 
@@ -70,9 +70,3 @@ def theta_means(warps: Sequence[Warped]) -> dict[str, float]:
 def caption(label: Tensor) -> str:
     """A class, or the digits of a house number, where 10 means none."""
     return str(int(label)) if label.ndim == 0 else "".join(str(digit) for digit in label.tolist() if digit < 10)
-
-
-def _pictures(image: Tensor) -> list:
-    """(C, H, W) in [0, 1] -> one (H, W, 3) array of colours, or C of (H, W)."""
-    array = torch.clamp(image, 0, 1).cpu().numpy()
-    return [array.transpose(1, 2, 0)] if len(array) == 3 else list(array)
