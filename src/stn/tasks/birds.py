@@ -51,8 +51,8 @@ class BirdColocalisation(Colocalisation):
         generator = torch.Generator(self.device).manual_seed(TEST_SEED)
         random = self.net.bounds.at_random(windows[..., 0], generator)
         images = self.scenes["train"].images
-        found, compared = self.encode(images, windows), self.encode(images, random)
-        return pair_loss(found, compared, self.recipe.alpha)[0].mean().item()
+        of_windows, of_random = self.encode(images, windows), self.encode(images, random)
+        return pair_loss(of_windows, of_random, self.recipe.alpha)[0].mean().item()
 
 
 def square_windows(boxes_px: Tensor, image_px: int) -> Tensor:
