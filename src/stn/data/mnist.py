@@ -87,7 +87,9 @@ def load_mnist(data_dir: str | Path, split: str) -> Digits:
     data_dir = Path(data_dir)
     folder = _complete_folder(data_dir)
     if folder is None:
-        raise DataError(f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare mnist` first")
+        raise DataError(
+            f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare dataset=mnist` first"
+        )
     names = (f"{SPLITS[split]}-images-idx3-ubyte", f"{SPLITS[split]}-labels-idx1-ubyte")
     images, labels = (np.frombuffer(_read(folder / name, name), np.uint8) for name in names)
     # Their md5 says that they are the official files: IDX headers of 4 and of 2 words, then the values.
