@@ -5,8 +5,8 @@ import torch
 from torch.autograd import gradcheck
 
 from stn.transform import TRANSFORMATIONS, affine3d_grid, affine_grid, attention_grid, projective_grid, tps_grid
-from stn.transform.grids import MIN_W, OUTSIDE, homogeneous_points
-from stn.transform.tps import _spline_weights
+from stn.transform.constants import forget
+from stn.transform.grids import MIN_W, OUTSIDE
 
 NAMES = tuple(TRANSFORMATIONS)
 F64 = torch.float64
@@ -149,8 +149,7 @@ def test_size_may_be_a_list_or_a_torch_size_and_arguments_may_be_named(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_size_first_seen_in_inference_mode_can_be_trained_on(name):
-    homogeneous_points.cache_clear()
-    _spline_weights.cache_clear()
+    forget()
     theta = near_identity(name)
     with torch.inference_mode():
         TRANSFORMATIONS[name].grid(theta, size_for(name))

@@ -444,13 +444,15 @@ def test_autocast_changes_nothing(name, antialias):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_images_and_grids_are_widened(dtype):
+def test_half_precision_images_are_read_in_float32_and_come_out_in_their_own_type(dtype):
     image = noise(2, 3, 6, 5, dtype=torch.float32).to(dtype)
     grid = affine_grid(near_identity("affine", 2, dtype=torch.float32), (4, 4))
     wide = sample(image.float(), grid)
     assert wide.dtype == torch.float32
-    assert torch.equal(sample(image, grid), wide)
-    assert torch.equal(sample(image=image, grid=grid.to(dtype)), sample(image.float(), grid.to(dtype).float()))
+    assert torch.equal(sample(image, grid), wide.to(dtype))
+    assert torch.equal(
+        sample(image=image, grid=grid.to(dtype)), sample(image.float(), grid.to(dtype).float()).to(dtype)
+    )
 
 
 def test_mixed_image_and_grid_types_give_the_wider_one():
