@@ -55,7 +55,9 @@ def _batch_product(theta: Tensor, constants: Tensor) -> Tensor:
 
 def as_grid(planes: Tensor, out_size: tuple[int, ...]) -> Tensor:
     """Planes x, y(, z) to the layout that the sampler reads, without a copy: (N, d, P) -> (N, *out_size, d)."""
-    return planes.unflatten(2, out_size).movedim(1, -1)
+    grid = planes.unflatten(2, out_size).movedim(1, -1)
+    # Compiled, no copy is made either; of a grid in another order torch's compiler mistakes that of the gradient.
+    return grid.contiguous() if torch.compiler.is_compiling() else grid
 
 
 def _linear_grid(theta: Tensor, out_size: tuple[int, ...]) -> Tensor:
@@ -153,6 +155,7 @@ def perspective_division(xyw: Tensor, matrix: Tensor) -> Tensor:
     size = matrix.detach().abs()
     reference = torch.maximum(size[:, 2:, 2:], MIN_W * size[:, 2:, :2].amax(2, keepdim=True))
     smallest = MIN_W * torch.maximum(reference, size.amax((1, 2), keepdim=True) / THETA_LIMIT)
-    w = xyw[:, 2:]
-    planes = xyw[:, :2] * w.clamp(min=smallest).reciprocal()  # half the time of a division, which broadcasts backward
-    return planes.masked_fill(w <= smallest, OUTSIDE)  # not ~(w > smallest), which would hide a w that is no number
+    xy, w = xyw.split((2, 1), dim=1)
+    behind = w <= smallest  # not ~(w > smallest), which would hide a w that is no number
+    # A reciprocal takes half the time of a division, which broadcasts backward, too.
+    return torch.where(behind, OUTSIDE, xy * torch.where(behind, 1.0, w).reciprocal())

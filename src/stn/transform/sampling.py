@@ -82,7 +82,7 @@ def _pixels(grid: Tensor, in_size: tuple[int, ...]) -> list[tuple[Tensor, int]]:
 def _sample_mipmap(image: Tensor, grid: Tensor, kernel: str, padding: str) -> Tensor:
     in_size = tuple(image.shape[2:])
     spacings = _spacings_px(grid.detach(), in_size)
-    level = _mip_level(spacings, grid).unsqueeze(1)
+    level = _mip_level(spacings).unsqueeze(1)
     pool = F.adaptive_avg_pool2d if image.ndim == 4 else F.adaptive_avg_pool3d
     out = torch.zeros((), dtype=image.dtype, device=image.device)
     for i in range(MIP_LEVELS + 1):
@@ -93,40 +93,39 @@ def _sample_mipmap(image: Tensor, grid: Tensor, kernel: str, padding: str) -> Te
     return out if padding == "border" else out * _share_inside(grid, spacings, in_size, kernel).unsqueeze(1)
 
 
-def _spacings_px(grid: Tensor, in_size: tuple[int, ...]) -> list[Tensor]:
-    """How far apart neighbouring grid points are, for each axis of the output along which there are any.
+def _spacings_px(grid: Tensor, in_size: tuple[int, ...]) -> list[list[Tensor]]:
+    """How far apart neighbouring grid points are along each axis of the input, squared, by each axis of the output.
 
-    Shapes: grid (N, *out_size, d) -> each (N, *out_size, d), in input pixels.
+    Shapes: grid (N, *out_size, d) -> d lists (x first) of tensors (N, *out_size), in input pixels.
     """
-    pixels = torch.stack([x for x, _ in _pixels(grid, in_size)], dim=-1)
-    return [torch.gradient(pixels, dim=axis)[0] for axis in range(1, grid.ndim - 1) if grid.shape[axis] > 1]
+    axes = range(1, grid.ndim - 1)
+    return [
+        [torch.gradient(x, dim=i)[0].square() if grid.shape[i] > 1 else torch.zeros_like(x) for i in axes]
+        for x, _ in _pixels(grid, in_size)
+    ]
 
 
-def _mip_level(spacings: list[Tensor], grid: Tensor) -> Tensor:
+def _mip_level(spacings: list[list[Tensor]]) -> Tensor:
     """log2 of how many input pixels lie between neighbouring grid points, along the axis where they are most.
 
-    Shapes: grid (N, *out_size, d) -> (N, *out_size), in [0, MIP_LEVELS].
+    Shapes: those of `_spacings_px` -> (N, *out_size), in [0, MIP_LEVELS].
     """
-    step = torch.ones_like(grid[..., 0].detach())
-    for spacing in spacings:
-        step = torch.maximum(step, spacing.norm(dim=-1))
-    return torch.log2(step).clamp(max=MIP_LEVELS)
+    step = torch.stack([torch.stack(along).sum(0) for along in zip(*spacings, strict=True)]).amax(0)
+    return (0.5 * torch.log2(step.clamp(min=1))).clamp(max=MIP_LEVELS)
 
 
-def _share_inside(grid: Tensor, spacings: list[Tensor], in_size: tuple[int, ...], kernel: str) -> Tensor:
+def _share_inside(grid: Tensor, spacings: list[list[Tensor]], in_size: tuple[int, ...], kernel: str) -> Tensor:
     """How much of what each point stands for lies in the image: (N, *out_size, d) -> (N, *out_size).
 
     A point stands for a box as wide as its neighbours are apart, a pixel at least (which is the bilinear kernel's
     fading at the border); of the nearest kernel, for itself.
     """
     inside = torch.ones_like(grid[..., 0])
-    for i, (x, n) in enumerate(_pixels(grid, in_size)):
+    for (x, n), spacing in zip(_pixels(grid, in_size), spacings, strict=True):
         if kernel == "nearest":
             inside = inside * ((x >= 0) & (x < n))
             continue
-        width = torch.ones_like(x)
-        if spacings:
-            width = torch.stack([spacing[..., i] for spacing in spacings]).square().sum(0).sqrt().clamp(min=1)
+        width = torch.stack(spacing).sum(0).clamp(min=1).sqrt()
         overlap = (x + width / 2).clamp(max=n) - (x - width / 2).clamp(min=0)
         inside = inside * (overlap / width).clamp(min=0)
     return inside
