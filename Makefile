@@ -51,9 +51,10 @@ sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser ta
 test: setup      ## the tests
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
-lint: setup      ## style
+lint: setup      ## style, and the types of the library
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/python -m mypy
 
 tables: setup    ## render results/tables from the committed records alone
 	$(RUN)tables

@@ -175,6 +175,8 @@ def test_a_bad_local_file_is_named_and_kept(files, tmp_path, mirrors, damage, zi
 def test_without_checksums_the_format_is_still_checked(files, tmp_path):
     for name, damage, part in (
         ("train-images-idx3-ubyte", lambda c: c[:-1], "announces"),
+        ("train-images-idx3-ubyte", lambda c: c[:4] + 3 * bytes([255] * 4) + c[16:], "announces (-1, -1, -1)"),
+        ("train-images-idx3-ubyte", lambda c: c[:8] + 2 * bytes([255] * 4) + c[16:28], "announces (12, -1, -1)"),
         ("train-images-idx3-ubyte", lambda c: files["train-labels-idx1-ubyte"], "not an IDX file"),
         ("train-labels-idx1-ubyte", lambda c: files["t10k-labels-idx1-ubyte"], "for 5 labels"),
         ("train-labels-idx1-ubyte", lambda c: c[:6], "not an IDX file"),

@@ -264,7 +264,7 @@ def _parse_idx(content: bytes, n_axes: int, path: Path) -> np.ndarray:
         raise DataError(f"{path}: not an IDX file of uint8 with {n_axes} axes (starts with {content[:4].hex()})")
     shape = tuple(np.frombuffer(content, dtype=">i4", count=n_axes, offset=4).tolist())
     values = np.frombuffer(content, dtype=np.uint8, offset=header)
-    if values.size != np.prod(shape):
+    if min(shape) < 0 or values.size != np.prod(shape):
         raise DataError(f"{path}: {values.size} values after the header, which announces {shape}")
     return values.reshape(shape)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stn.nets.backbones import Backbone, backbone
 from stn.nets.layers import he
-from stn.transform import fixed_attention, sample
+from stn.transform import boxes_to_px, fixed_attention, sample
 from stn.transform.sampling import check_sampler
 
 LOCALISATION_UNITS = 128
@@ -130,7 +130,8 @@ def _spread(n: int) -> list[float]:
 
 def window_boxes_px(theta: Tensor, scale: float, image_px: int) -> Tensor:
     """Windows by their normalised centres, as boxes: (..., 2) -> (..., 4) as (x0, y0, x1, y1), in pixels."""
-    return (torch.cat([theta - scale, theta + scale], dim=-1) + 1) * (image_px / 2)
+    boxes = torch.cat([theta - scale, theta + scale], dim=-1)
+    return boxes_to_px(boxes, (image_px, image_px))
 
 
 def _localisation(features: Backbone, in_px: int) -> nn.Sequential:

@@ -15,8 +15,7 @@ from stn.nets.colocalisation import Localisers, WindowBounds
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
 from stn.tasks.window_search import RANDOM_CROPS, Search, fit_windows, hinge_loss, search_windows, squared_distances
-from stn.transform import sample
-from stn.transform.grids import attention_grid
+from stn.transform import attention_grid, boxes_to_px, map_boxes, sample
 
 CORRECT_IOU = 0.5
 TRACED_IMAGES, TRACED_FIT, TRACED_STEPS = 8, 8, 16
@@ -66,15 +65,18 @@ class Scenes(NamedTuple):
 
 def window_boxes_px(windows: Tensor, image_px: int) -> Tensor:
     """Windows (..., 3) as (s, tx, ty) to boxes (..., 4) as left, top, right, bottom edge in a square image."""
-    scale, centre = windows[..., :1], windows[..., 1:]
-    return (torch.cat([centre - scale, centre + scale], dim=-1) + 1) * (image_px / 2)
+    theta = windows.reshape(-1, 3)
+    corner = torch.ones_like(theta[:, None, :2])
+    boxes = map_boxes(theta, torch.cat([-corner, corner], dim=-1))  # of the whole output
+    return boxes_to_px(boxes.view(*windows.shape[:-1], 4), (image_px, image_px))
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., 4), pair by pair: (...)."""
+    """Intersection over union of boxes (..., 4), pair by pair, 0 of two that have no area: (...)."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     both = (high - low).clamp(min=0).prod(-1)
-    return both / (_area(a) + _area(b) - both)
+    either = _area(a) + _area(b) - both
+    return both / either.masked_fill(either == 0, 1)
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _kept: dict[tuple[Make, tuple[int, ...], torch.dtype, torch.device], Tensor] = {
 
 def constant(make: Make, size: tuple[int, ...], like: Tensor) -> Tensor:
     """``make(size, like.dtype, like.device)``, kept for the next call."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(like) not in PLAIN or like.is_meta:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(like) not in PLAIN or like.is_meta:  # type: ignore[attr-defined]
         return make(size, like.dtype, like.device)
     key = (make, size, like.dtype, like.device)
     found = _kept.pop(key, None)

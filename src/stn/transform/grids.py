@@ -25,10 +25,10 @@ MAX_EXPONENT = 126.0
 
 
 def _make_points(out_size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    exact = {"dtype": torch.float64, "device": exact_device(device)}
-    axes = [(2 * torch.arange(n, **exact) + 1) / n - 1 for n in out_size]
+    where = exact_device(device)
+    axes = [(2 * torch.arange(n, dtype=torch.float64, device=where) + 1) / n - 1 for n in out_size]
     coordinates = torch.meshgrid(*axes, indexing="ij")[::-1]  # ij order is (z,) y, x
-    points = torch.stack([*coordinates, torch.ones(out_size, **exact)])
+    points = torch.stack([*coordinates, torch.ones(out_size, dtype=torch.float64, device=where)])
     return points.flatten(1).to(device, dtype)
 
 

@@ -60,14 +60,12 @@ def points_to_px(points: Tensor, size: Sequence[int]) -> Tensor:
 
     Shapes: points (..., d) as (x, y(, z)), size (H, W) or (D, H, W) -> (..., d).
     """
-    n = _lengths("points_to_px", points, size)
-    return ((points + 1) * n - 1) / 2
+    return torch.stack([((x + 1) * n - 1) / 2 for x, n in _axes("points_to_px", points, size)], dim=-1)
 
 
 def points_from_px(points: Tensor, size: Sequence[int]) -> Tensor:
     """The inverse of `points_to_px`."""
-    n = _lengths("points_from_px", points, size)
-    return (2 * points + 1) / n - 1
+    return torch.stack([(2 * x + 1) / n - 1 for x, n in _axes("points_from_px", points, size)], dim=-1)
 
 
 def boxes_to_px(boxes: Tensor, size: Sequence[int]) -> Tensor:
@@ -75,16 +73,17 @@ def boxes_to_px(boxes: Tensor, size: Sequence[int]) -> Tensor:
 
     Shapes: boxes (..., 4) as (x0, y0, x1, y1), size (H, W) -> (..., 4).
     """
-    n = _lengths("boxes_to_px", boxes.unflatten(-1, (2, 2)), size).repeat(2)
-    return (boxes + 1) * (n / 2)
+    axes = _axes("boxes_to_px", boxes.unflatten(-1, (2, 2)), size)
+    return torch.stack([(x + 1) * (n / 2) for x, n in axes], dim=-1).flatten(-2)
 
 
 def boxes_from_px(boxes: Tensor, size: Sequence[int]) -> Tensor:
     """The inverse of `boxes_to_px`."""
-    n = _lengths("boxes_from_px", boxes.unflatten(-1, (2, 2)), size).repeat(2)
-    return boxes / (n / 2) - 1
+    axes = _axes("boxes_from_px", boxes.unflatten(-1, (2, 2)), size)
+    return torch.stack([x / (n / 2) - 1 for x, n in axes], dim=-1).flatten(-2)
 
 
-def _lengths(function: str, points: Tensor, size: Sequence[int]) -> Tensor:
+def _axes(function: str, points: Tensor, size: Sequence[int]) -> list[tuple[Tensor, int]]:
+    """Each coordinate with the length of its axis, x first."""
     check_tensor(function, "what it is given", points, "(..., d)")
-    return torch.tensor(checked_size(function, size, points.shape[-1])[::-1], dtype=points.dtype, device=points.device)
+    return list(zip(points.unbind(-1), checked_size(function, size, points.shape[-1])[::-1], strict=True))

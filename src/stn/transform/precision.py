@@ -18,10 +18,10 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         wide: list[Any] = [_widen(value) for value in args]
         named: dict[str, Any] = {name: _widen(value) for name, value in kwargs.items()}
-        device = next((value.device for value in (*wide, *named.values()) if isinstance(value, Tensor)), None)
-        if device is None or device.type == "meta":  # which autocast does not know
+        devices = [value.device.type for value in (*wide, *named.values()) if isinstance(value, Tensor)]
+        if not devices or devices[0] == "meta":  # which autocast does not know
             return function(*wide, **named)
-        with torch.autocast(device_type=device.type, enabled=False):
+        with torch.autocast(device_type=devices[0], enabled=False):
             return function(*wide, **named)
 
     return wrapped

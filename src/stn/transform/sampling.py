@@ -59,8 +59,8 @@ def _sample(image: Tensor, grid: Tensor, kernel: str, padding: str, antialias: b
     image, grid = image.to(dtype), F.hardtanh(grid.to(dtype), -GRID_LIMIT, GRID_LIMIT)
     out = _sample_mipmap(image, grid, kernel, padding) if antialias else _read(image, grid, kernel, padding)
     # grid_sample makes a pixel of a point that is not a number; this is 0 or NaN
-    nothing = 0 * sum(grid.detach().unbind(-1))
-    return out + nothing.unsqueeze(1)
+    x, *others = grid.detach().unbind(-1)
+    return out + (0 * sum(others, start=x)).unsqueeze(1)
 
 
 def _read(image: Tensor, grid: Tensor, kernel: str, padding: str) -> Tensor:
@@ -83,14 +83,20 @@ def _sample_mipmap(image: Tensor, grid: Tensor, kernel: str, padding: str) -> Te
     in_size = tuple(image.shape[2:])
     spacings = _spacings_px(grid.detach(), in_size)
     level = _mip_level(spacings).unsqueeze(1)
-    pool = F.adaptive_avg_pool2d if image.ndim == 4 else F.adaptive_avg_pool3d
     out = torch.zeros((), dtype=image.dtype, device=image.device)
     for i in range(MIP_LEVELS + 1):
         if i > 0:  # every level covers [-1, 1] of the level before, whether its size is even or odd
-            image = pool(image, [(n + 1) // 2 for n in image.shape[2:]])
+            image = _halved(image)
         # A coarse level's pixels are larger than the output's: read with zeros around, it would be dark at the rim.
         out = out + (1 - (level - i).abs()).clamp(min=0) * _read(image, grid, kernel, "border")
     return out if padding == "border" else out * _share_inside(grid, spacings, in_size, kernel).unsqueeze(1)
+
+
+def _halved(image: Tensor) -> Tensor:
+    if image.ndim == 4:
+        return F.adaptive_avg_pool2d(image, ((image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2))
+    depth, height, width = ((n + 1) // 2 for n in image.shape[2:])
+    return F.adaptive_avg_pool3d(image, (depth, height, width))
 
 
 def _spacings_px(grid: Tensor, in_size: tuple[int, ...]) -> list[list[Tensor]]:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -154,7 +154,8 @@ class ParallelTransformers(nn.ModuleList):
 
     def warps(self, image: Tensor) -> list[Warped]:
         """What each of them does to image (N, C, H, W)."""
-        return [transformer.warp(image) for transformer in self]
+        transformers: Iterable[Any] = self
+        return [transformer.warp(image) for transformer in transformers]
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, C, H, W) -> (N, n C, H', W')."""
