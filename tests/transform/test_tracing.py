@@ -91,6 +91,7 @@ def in_processes_of_their_own() -> None:
             print(name, tracer, os.waitpid(child, 0)[1], sep=",", flush=True)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="torch 2.4 cannot export, nor jacrev, a sampler")
 def test_after_tracing_first_of_all_a_module_computes_and_trains():
     command = [sys.executable, "-W", "ignore", __file__]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
