@@ -15,8 +15,8 @@ from stn.data.distortions import (
     distortion,
 )
 
-NAMES = ("r", "rts", "p", "e", "tc")
-CANVAS = {"r": 28, "rts": 42, "p": 28, "e": 28, "tc": 60}
+NAMES = ("r", "rts", "rts_ink", "p", "e", "tc")
+CANVAS = {"r": 28, "rts": 42, "rts_ink": 42, "p": 28, "e": 28, "tc": 60}
 # Seeds are fixed, so a test either always passes or always fails; a right sampler fails a fresh seed once in 10 000.
 P_MIN = 1e-4
 
@@ -106,7 +106,7 @@ def test_nothing_is_read_back_to_the_host(name):
 
 
 def test_unknown_names_and_wrong_images_are_refused():
-    with pytest.raises(ValueError, match=r"'r', 'rts', 'p', 'e', 'tc'.*'rot'"):
+    with pytest.raises(ValueError, match=r"'r', 'rts', 'rts_ink', 'p', 'e', 'tc'.*'rot'"):
         distortion("rot")
     for images in (torch.zeros(2, 28, 28), torch.zeros(2, 1, 28, 28, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="uint8"):
@@ -115,6 +115,8 @@ def test_unknown_names_and_wrong_images_are_refused():
         distortion("r", sigma_px=3.0)
     with pytest.raises(ValueError, match="canvas"):
         distortion("tc", canvas=20)
+    with pytest.raises(ValueError, match="max_shift_px must be 0 or more"):
+        distortion("rts", max_shift_px=-1)
     with pytest.raises(ValueError, match="no other digits"):
         distortion("tc")(smooth_digits(1), generator())
 
@@ -160,9 +162,35 @@ def ink_box_px(image, angle_deg, scale):
     return moved.min(1), moved.max(1)
 
 
-def test_rts_places_the_whole_ink_uniformly_on_the_canvas():
+def check_turns_and_sizes(params):
+    assert stats.kstest(params.rotation_deg.numpy(), stats.uniform(-45, 90).cdf).pvalue > P_MIN
+    assert stats.kstest(params.scale.numpy(), stats.uniform(0.7, 0.5).cdf).pvalue > P_MIN
+
+
+def test_rts_moves_the_centre_of_the_28_px_image_uniformly_by_up_to_7_px():
+    params = distortion("rts").sample(smooth_digits(3000), generator())
+    shift_px = params.shift_px.numpy()
+    for axis in (0, 1):
+        assert stats.kstest(shift_px[:, axis], stats.uniform(-7, 14).cdf).pvalue > P_MIN
+    assert abs(np.corrcoef(shift_px.T)[0, 1]) < 4 / np.sqrt(len(shift_px))
+    check_turns_and_sizes(params)
+    assert distortion("rts", max_shift_px=0).sample(smooth_digits(9), generator()).shift_px.abs().max() == 0
+
+
+def test_an_unturned_rts_image_of_its_own_size_is_the_digit_at_a_place_on_the_canvas():
+    """At the ends of the range it touches the canvas's edge: 28 + 2 x 7 = 42."""
+    images = smooth_digits(3)
+    shift_px = torch.tensor([[-7.0, 7.0], [0.0, 0.0], [7.0, -3.0]])
+    out = distortion("rts").apply(images, SimilarityParams(torch.zeros(3), torch.ones(3), shift_px))[:, 0]
+    for picture, image, (x, y) in zip(out, images, (shift_px + 7).int().tolist(), strict=True):
+        wanted = torch.zeros(42, 42)
+        wanted[y : y + 28, x : x + 28] = image / 255
+        torch.testing.assert_close(picture, wanted, atol=1e-5, rtol=0)
+
+
+def test_rts_ink_places_the_whole_ink_uniformly_on_the_canvas():
     images = smooth_digits(1500)
-    params = distortion("rts").sample(images, generator())
+    params = distortion("rts_ink").sample(images, generator())
     place = []
     for image, angle_deg, scale, shift_px in zip(images, *params, strict=True):
         low, high = ink_box_px(image, angle_deg, scale)
@@ -173,13 +201,12 @@ def test_rts_places_the_whole_ink_uniformly_on_the_canvas():
     for axis in (0, 1):
         assert stats.kstest(place[:, axis], "uniform").pvalue > P_MIN
     assert abs(np.corrcoef(place.T)[0, 1]) < 4 / np.sqrt(len(place))
-    assert stats.kstest(params.rotation_deg.numpy(), stats.uniform(-45, 90).cdf).pvalue > P_MIN
-    assert stats.kstest(params.scale.numpy(), stats.uniform(0.7, 0.5).cdf).pvalue > P_MIN
+    check_turns_and_sizes(params)
 
 
-def test_rts_loses_no_ink():
+def test_rts_ink_loses_no_ink():
     images = smooth_digits(400)
-    d, wide = distortion("rts"), distortion("rts", canvas=84)
+    d, wide = distortion("rts_ink"), distortion("rts_ink", canvas=84)
     params = d.sample(images, generator())
     out, wider = d.apply(images, params), wide.apply(images, params)  # 21 px more all round: the same pixel centres
     torch.testing.assert_close(out, wider[..., 21:63, 21:63], atol=1e-4, rtol=0)
@@ -188,16 +215,16 @@ def test_rts_loses_no_ink():
     torch.testing.assert_close(mass / (images / 255).sum((1, 2)), params.scale**2, rtol=0.05, atol=0)
 
 
-def test_rts_of_blank_and_of_too_large_ink_is_finite_and_centred():
+def test_rts_ink_of_blank_and_of_too_large_ink_is_finite_and_centred():
     images = torch.stack([torch.zeros(28, 28), torch.full((28, 28), 255)]).to(torch.uint8)
-    d = distortion("rts", rotation_deg=0, scale=(2.0, 2.0))
+    d = distortion("rts_ink", rotation_deg=0, scale=(2.0, 2.0))
     params = d.sample(images, generator())
     assert torch.isfinite(params.shift_px).all()
     torch.testing.assert_close(params.shift_px[1], torch.zeros(2))
     assert d.apply(images, params)[0].max() == 0
 
 
-@pytest.mark.parametrize("name", ["r", "rts"])
+@pytest.mark.parametrize("name", ["r", "rts", "rts_ink"])
 def test_src_from_out_is_the_map_of_the_grid(name):
     images, d = smooth_digits(5), distortion(name)
     params = d.sample(images, generator())

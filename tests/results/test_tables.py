@@ -62,6 +62,15 @@ def test_latex_is_escaped(tmp_path, small_table, golden_records):
     assert r"\% error, protocol fast" in text
 
 
+def test_each_protocol_of_a_table_has_a_latex_label_of_its_own(tmp_path, small_table, record):
+    spec = load_table(small_table())
+    records = [record(), record(protocol="modern"), record(data="standin")]
+    cases = [("fast", "real"), ("modern", "real"), ("fast", "standin")]
+    texts = [render_table(spec, records, name, tmp_path, data)[2].read_text(encoding="utf-8") for name, data in cases]
+    for text, label in zip(texts, ("golden_fast", "golden_modern", "golden_fast_standin"), strict=True):
+        assert text.count(r"\label{tab:table" + label + "}") == 1
+
+
 def test_cells(small_table, golden_records):
     cells = table_cells(load_table(small_table()), golden_records, "fast")
     affine = cell(cells, "st_fcn_affine", "mnist_r")
@@ -174,18 +183,18 @@ def test_a_row_can_be_a_metric_of_a_run(small_table, record):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("unit:", "units:", "missing key unit"),
-        ("cited:", "quoted:", "unknown key quoted"),
-        ("true", "lower", "lower_is_better must be bool"),
+        ("unit:", "units:", "missing key 'unit'"),
+        ("cited:", "quoted:", "unknown key 'quoted'"),
+        ("true", "lower", "lower_is_better must be true or false"),
         ("name: tablegolden", "name: table1", "must be the file's"),
-        ("label: R}", "label: R, width: 3}", "unknown key columns[0].width"),
+        ("label: R}", "label: R, width: 3}", "unknown key 'columns[0].width'"),
         ("{model: fcn, label: FCN}", "fcn", "rows[0] must be a mapping"),
         ("task: mnist_e", "task: mnist_r", "columns has 'mnist_r' twice"),
         ("  st_fcn_tps: {mnist_r: 1.1}", "", "'st_fcn_tps' must be both in rows and in reference"),
         ("mnist_r: 4.0", "mnist_x: 4.0", "cited.Maxout has 'mnist_x', which is no column"),
-        ("mnist_r: 4.0", "mnist_r: four", "must be a number, given 'four'"),
-        ("mnist_r: 4.0", "mnist_r: null", "must be a number, given None"),
-        ("{mnist_r: 1.1}", "{mnist_r: one}", "must be a number, given 'one'"),
+        ("mnist_r: 4.0", "mnist_r: four", "must be a number, got 'four'"),
+        ("mnist_r: 4.0", "mnist_r: null", "must be a number, got None"),
+        ("{mnist_r: 1.1}", "{mnist_r: one}", "must be a number, got 'one'"),
         ("kind: improves", "kind: betters", "unknown kind 'betters'"),
         ("    margin_pp: 0.2\n", "", "needs exactly ['margin_pp', 'pairs', 'tasks']"),
         ("margin_pp: 0.2", "margin_pp: 0", "margin_pp must be a number above 0"),
@@ -222,4 +231,4 @@ def test_table_1_has_the_papers_numbers():
         "mnist_tc": [13.2, 3.5, 2.0, None, None, 1.7, None, None],
     }
     assert len(spec.cells()) == 36
-    assert len(spec.claims) == 7
+    assert len(spec.claims) == 8

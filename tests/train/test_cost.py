@@ -2,8 +2,8 @@
 
 import pytest
 
+from stn.many.cost import OVERHEAD_FLOP, run_cost
 from stn.nets.mnist import Architecture, build_within_budget
-from stn.train.cost import OVERHEAD_FLOP, run_cost
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def cost(settings_of):
 
 
 def test_the_cost_of_the_fcn_is_that_of_its_matrix_products(cost):
-    _, (a, b) = build_within_budget(Architecture("fcn"), (1, 28, 28), classes=10, pool=1, filters=48)
+    _, (a, b) = build_within_budget(Architecture("fcn"), (1, 28, 28), classes=10, pool=1, budget=round(0.57 * 208_586))
     forward = 2 * (784 * a + a * b + b * 10)
     assert cost("mnist_r", "fcn", steps=10, batch_size=4) == 10 * 4 * (3 * forward + OVERHEAD_FLOP)
 
@@ -25,7 +25,7 @@ def test_the_cost_grows_with_steps_and_batch_size(cost):
 
 def test_a_larger_canvas_and_more_layers_cost_more(cost):
     assert cost("mnist_r", "fcn") < cost("mnist_r", "cnn") < cost("mnist_rts", "cnn") < cost("mnist_tc", "cnn")
-    assert cost("mnist_r", "cnn", filters=48) < cost("mnist_r", "cnn", filters=64)
+    assert cost("mnist_r", "cnn", budget_fraction=0.5) < cost("mnist_r", "cnn", budget_fraction=1.0)
 
 
 def test_a_pooled_transformer_output_costs_less_than_the_whole_canvas(cost):

@@ -4,12 +4,11 @@ import pytest
 from PIL import Image
 
 from experiments.config import compose_run
-from experiments.galleries.table3d import draw
-from experiments.galleries.training import snapshots_of
+from experiments.galleries import snapshots_of
+from experiments.galleries.volumes import volumes
 from stn.families import network
 from stn.results.records import read_record, unpack_wrong
-from stn.train.run import run
-from stn.train.settings import record_file
+from tests.tiny import run, unread
 
 MODELS = ("st3d_cnn", "projection_cnn", "cnn3d")
 
@@ -19,7 +18,7 @@ def tiny(toy_mnist, tmp_path):
     """Call it with a model: settings of a run on volumes of 24^3 that writes below tmp_path."""
 
     def make(model: str, *overrides: str) -> dict:
-        sizes = {"size_voxels": 24, "filters": 24, "batch_size": 8, "steps": 20}
+        sizes = {"size_voxels": 24, "budget_fraction": 0.17, "batch_size": 8, "steps": 20}
         return compose_run(
             [
                 *("task=mnist3d", f"model={model}", "protocol=smoke", "device=cpu", "progress=false"),
@@ -38,7 +37,7 @@ def test_every_model_ends_in_one_ok_record(monkeypatch, tiny, model):
     monkeypatch.setattr("stn.tasks.classification.GUESSING_MARGIN", -10)  # twenty steps teach nothing
     settings = tiny(model, "protocol.mnist3d.test_draws=2")
     run(settings)
-    record = read_record(record_file(settings))
+    record = read_record(settings.record_file)
     assert (record["status"], record["reason"]) == ("ok", None)
     wrong = unpack_wrong(record["test_wrong"])
     assert wrong.shape == (2, 300)
@@ -46,6 +45,11 @@ def test_every_model_ends_in_one_ok_record(monkeypatch, tiny, model):
     assert ("test/tilt_after_deg" in record["metrics"]) == (model == "st3d_cnn")
     assert 0.9 < record["metrics"].get("test/grid_inside", 1.0) <= 1
     assert len(record["data_checksums"]) == 4
+
+
+def test_each_key_is_read(tiny, monkeypatch):
+    monkeypatch.setattr("stn.families.mnist3d.prepare", lambda run: None)
+    assert unread(tiny("st3d_cnn"), monkeypatch) == set()
 
 
 def test_the_transformer_learns(tiny):
@@ -61,14 +65,14 @@ def test_the_gallery_shows_digits_that_the_transformer_alone_gets_right(monkeypa
     settings = [tiny(model) for model in ("st3d_cnn", "projection_cnn")]
     records = [run(each) for each in settings]
     wanted = {"protocol": "smoke", "data": "real", "data_dir": "data", "output_dir": str(tmp_path / "outputs")}
-    monkeypatch.setattr("experiments.galleries.table3d.GALLERY_DIGITS", 1)
+    monkeypatch.setattr("experiments.galleries.volumes.DIGITS", 1)
     monkeypatch.setattr("experiments.galleries.compose_run", lambda _: settings[0])
-    gallery, animation = draw(tmp_path / "figures", records, wanted)
+    gallery, animation = volumes(tmp_path / "figures", records, wanted)
     assert gallery == tmp_path / "figures" / "gallery_mnist3d_smoke.png"
     assert gallery.stat().st_size > 5000
     with Image.open(animation) as frames:
         assert frames.n_frames == len(snapshots_of(records[0], wanted)["step"]) > 1
-    assert draw(tmp_path / "figures", records[:1], wanted) == []
+    assert volumes(tmp_path / "figures", records[:1], wanted) == []
 
 
 def test_a_digit_larger_than_the_volume_is_refused_in_one_line(tiny):
@@ -77,12 +81,14 @@ def test_a_digit_larger_than_the_volume_is_refused_in_one_line(tiny):
 
 
 def test_a_model_for_images_is_refused(tiny):
-    with pytest.raises(ValueError, match="model=st_cnn_affine: mnist3d needs a model with `projection`, such as st3d"):
+    with pytest.raises(
+        ValueError, match=r"^model=st_cnn_affine is no model of mnist3d: missing key 'model.projection'$"
+    ):
         network(tiny("st_cnn_affine"))
 
 
 def test_an_unknown_setting_of_the_volume_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"the volume: .*'depth_voxels'"):
+    with pytest.raises(ValueError, match=r"^unknown key 'task.volume.depth_voxels'$"):
         run(tiny("cnn3d", "+task.volume.depth_voxels=28"))
 
 

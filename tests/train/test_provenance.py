@@ -1,14 +1,17 @@
 """What a record says about where it was made."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
+import sys
 
 import pytest
 import torch
 
+from stn.nets.mnist import Cnn, Fcn
 from stn.train import provenance
-from stn.train.provenance import device_name, git_state, versions
+from stn.train.provenance import arithmetic, device_name, git_state, versions
 
 
 def test_versions_are_those_installed(monkeypatch):
@@ -17,6 +20,22 @@ def test_versions_are_those_installed(monkeypatch):
     assert found.pop("python") == platform.python_version()
     assert found.pop("no-such-package") == "not installed"
     assert found == {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "pytorch-lightning", "numpy")}
+
+
+def test_which_way_convolutions_went_and_with_which_instructions():
+    assert arithmetic(Fcn((1, 42, 42), (8, 64))).keys() == {"instructions"}
+    net = Cnn((1, 42, 42), (8, 64))
+    assert arithmetic(net)["convolutions"] == "direct"
+    net = Cnn((1, 42, 42), (64, 64))
+    net(torch.rand(64, 1, 42, 42))
+    assert arithmetic(net)["convolutions"] == "frequency"
+
+
+def test_a_processor_that_may_not_use_bf16_has_none():
+    code = "from stn.train.provenance import computes_bf16; print(computes_bf16())"
+    imitated = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    found = subprocess.run([sys.executable, "-c", code], env=imitated, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_the_cpu_has_a_name():
@@ -72,3 +91,11 @@ def test_without_git_or_a_checkout_the_state_is_unknown(monkeypatch, tmp_path, c
     elsewhere.mkdir(parents=True)
     monkeypatch.setattr(provenance, "__file__", str(elsewhere / "provenance.py"))
     assert git_state() == unknown
+
+
+def test_the_repository_around_an_environment_is_not_the_checkout(monkeypatch, checkout):
+    installed = checkout / ".venv" / "lib" / "python3" / "site-packages" / "stn" / "train"
+    installed.mkdir(parents=True)
+    (installed / "provenance.py").touch()
+    monkeypatch.setattr(provenance, "__file__", str(installed / "provenance.py"))
+    assert git_state() == {"revision": None, "dirty": None}

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stn.nets.frequency import FrequencyConv2d
+
 # An image with up to so many channels takes the faster way of `InputConv2d`.
 FEW_CHANNELS = 4
 
@@ -98,7 +100,7 @@ def conv_pool(in_channels: int, filters: int, kernel: int) -> nn.Sequential:
     ReLU after the pooling equals ReLU before it, on a quarter of the values. Rounding up (ceil mode) is what lets a
     21x21 map through conv 9x9, pool, conv 7x7, pool.
     """
-    conv = (InputConv2d if in_channels <= FEW_CHANNELS else nn.Conv2d)(in_channels, filters, kernel)
+    conv = (InputConv2d if in_channels <= FEW_CHANNELS else FrequencyConv2d)(in_channels, filters, kernel)
     return nn.Sequential(he(conv), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU())
 
 

@@ -1,6 +1,8 @@
 """The networks of Tables 1 and 4 (Sect. 4.1, App. A.1, A.4): FCN and CNN, alone or behind spatial transformers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,10 @@ class TransformedClassifier(nn.Module):
         warps = self.transformers.warps(image)
         return self.classifier(self.pool(torch.cat([warped.image for warped in warps], dim=1))), warps
 
+    def input_warps(self, image: Tensor, thetas: Sequence[Tensor] | None = None) -> list[Warped]:
+        """What each transformer makes of image (N, C, H, W), or would make of it with other thetas than its own."""
+        return [t.warp(image, theta) for t, theta in zip(self.transformers, thetas or repeat(None), strict=False)]
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -93,19 +99,10 @@ class Architecture:
         return TransformedClassifier(transformers, CLASSIFIERS[self.classifier](pooled, widths, classes), pool)
 
 
-def budget_of(in_shape: tuple[int, int, int], filters: int, classes: int) -> int:
-    """The parameter budget of an experiment: that of its CNN, without ST, with `filters` filters in both layers.
-
-    Deviation: the paper says "around 400k", which its own width ranges cannot reach on 28x28 inputs.
-    """
-    with torch.device("meta"):
-        return count_parameters(Cnn(in_shape, (filters, filters), classes))
-
-
 def build_within_budget(
-    architecture: Architecture, in_shape: tuple[int, int, int], classes: int, pool: int, filters: int
+    architecture: Architecture, in_shape: tuple[int, int, int], classes: int, pool: int, budget: int
 ) -> tuple[nn.Module, tuple[int, int]]:
-    """The network whose widths bring it within 2 % of `budget_of`, and those widths.
+    """The network whose widths bring it within 2 % of `budget` parameters, and those widths.
 
     Raises: ValueError when no widths do, or the image is too small.
     """
@@ -114,5 +111,5 @@ def build_within_budget(
         with torch.device("meta"):
             return count_parameters(architecture.build(in_shape, widths, classes, pool))
 
-    widths = solve_widths(parameters, budget_of(in_shape, filters, classes))
+    widths = solve_widths(parameters, budget)
     return architecture.build(in_shape, widths, classes, pool), widths

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stn.nets.budget import count_parameters, solve_widths
 from stn.nets.layers import flat_features, he
-from stn.nets.mnist import Cnn, budget_of
+from stn.nets.mnist import Cnn
 from stn.transform import SpatialTransformer, Warped
 
 # The localisation net sees the volume pooled to about so many voxels a side: enough to find a plate and its tilt.
@@ -123,9 +123,9 @@ class VolumeArchitecture:
 
 
 def build_within_budget(
-    architecture: VolumeArchitecture, in_shape: tuple[int, ...], classes: int, filters: int
+    architecture: VolumeArchitecture, in_shape: tuple[int, ...], classes: int, budget: int
 ) -> tuple[nn.Module, tuple[int, int]]:
-    """The network within 2 % of the budget, that of `ProjectionCnn` with `filters` filters, and its widths.
+    """The network whose widths bring it within 2 % of `budget` parameters, and those widths.
 
     Raises: ValueError when no widths do, or the volume is too small.
     """
@@ -134,6 +134,5 @@ def build_within_budget(
         with torch.device("meta"):
             return count_parameters(architecture.build(in_shape, widths, classes))
 
-    channels, _, height, width = in_shape
-    widths = solve_widths(parameters, budget_of((channels, height, width), filters, classes))
+    widths = solve_widths(parameters, budget)
     return architecture.build(in_shape, widths, classes), widths

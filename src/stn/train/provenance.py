@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from stn.nets.frequency import FrequencyConv2d
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
@@ -19,6 +22,24 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def arithmetic(net: nn.Module) -> dict[str, str]:
+    """How the numbers were computed: the CPU's `instructions` (torch's vector kernels; bf16 where oneDNN has it in
+    hardware) and, of a net that could compute `convolutions` in the frequency domain and did or did not, which.
+
+    To be asked when the net was trained.
+    """
+    found = {"instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if computes_bf16() else "")}
+    ways = {layer.way for layer in net.modules() if isinstance(layer, FrequencyConv2d)} - {None}
+    return found | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
+
+
+def computes_bf16() -> bool:
+    """Whether the CPU multiplies in bf16, rather than in float32 what it converts back and forth."""
+    has = torch.cpu.get_capabilities()
+    in_hardware = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return in_hardware and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # False: oneDNN was told not to
 
 
 def device_name(device: torch.device, count: int = 1) -> str:
@@ -37,10 +58,12 @@ def device_name(device: torch.device, count: int = 1) -> str:
 def git_state() -> dict:
     """`revision` and `dirty` of the checkout this code was imported from; None where there is no git or no checkout.
 
+    A repository that merely holds an environment into which this code was installed is not its checkout.
     `dirty` looks at code and configuration only: records that other runs are writing do not count.
     """
     root = Path(__file__).resolve().parents[3]
     try:
+        _git(root, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         revision = _git(root, "rev-parse", "HEAD")
         dirty = _git(root, "status", "--porcelain", "--", "src", "conf", "experiments", "requirements.lock")
     except (OSError, subprocess.CalledProcessError):

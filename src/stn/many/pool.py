@@ -1,0 +1,119 @@
+"""Several runs at once on one machine: worker processes of one thread each, with progress as they go."""
+
+import logging
+import multiprocessing
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import partial
+from typing import NamedTuple
+
+from stn.results.records import read_record
+from stn.settings import RunSettings
+from stn.train.stopped import OutOfTime
+
+_queue = None  # in a worker: where it reports progress
+
+
+class Progress(NamedTuple):
+    """Stack number `index` has done `steps`."""
+
+    index: int
+    steps: int
+
+
+class Finished(NamedTuple):
+    """Stack number `index` ended: the records of its runs, or the exception that ended it."""
+
+    index: int
+    records: list[dict] | None
+    error: BaseException | None
+
+
+def train_stack(
+    stack: list[RunSettings],
+    deadline: float | None,
+    progress: Callable[[int], None] | None,
+    listed: dict[str, str | None] | None = None,
+) -> list[dict]:
+    """Trains one stack: the records of its runs.
+
+    `listed`: by record file, when the record finished that was there as the runs were listed, None where there was
+    none. Where another is there now, another process has done that run in the meantime; it is not trained again.
+    """
+    from stn.train.run import train
+
+    return train(stack, progress, deadline, done=partial(_done_since, listed))
+
+
+def _done_since(listed: dict[str, str | None] | None, run: RunSettings) -> dict | None:
+    path = run.record_file
+    record = read_record(path) if listed is not None and path.exists() else None
+    new = record and record["finished_at"] != listed.get(str(path))
+    return record if new and record["config_hash"] == run.hash else None
+
+
+def run_all(
+    stacks: list, workers: int, deadline: float | None = None, job: Callable = train_stack
+) -> Iterator[Progress | Finished]:
+    """Trains all stacks (lists of settings that share a `stack_key`, most often of one) in order, `workers` at a time.
+
+    Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others. Workers end
+    when the caller's process does, even when it is killed. After the `deadline`, a time.time(), none is started.
+    `job(stack, deadline, progress)` may be another function than `train_stack`, of whatever `stacks` then holds.
+    On a machine with several GPUs each worker sees one of them, in turn.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow the neighbour process
+    context = multiprocessing.get_context("spawn")
+    queue, gpus = context.SimpleQueue(), context.SimpleQueue()
+    here = visible_gpus()
+    for worker in range(workers):
+        gpus.put(here[worker % len(here)] if here else None)
+    with ProcessPoolExecutor(workers, context, _start_worker, (queue, gpus)) as pool:
+        pending = {pool.submit(_run, i, job, stack, deadline): i for i, stack in enumerate(stacks)}
+        try:
+            while pending:
+                done, _ = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
+                while not queue.empty():
+                    yield Progress(*queue.get())
+                for future in done:
+                    error = future.exception()
+                    yield Finished(pending.pop(future), None if error else future.result(), error)
+        except (GeneratorExit, KeyboardInterrupt):
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA shows to this process, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
+
+
+def _start_worker(queue, gpus) -> None:
+    global _queue
+    _queue = queue
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _run(index: int, job: Callable, stack: list, deadline: float | None) -> list[dict]:
+    return in_time(job, stack, deadline, progress=lambda steps: _queue.put((index, steps)))
+
+
+def in_time(job: Callable, stack: list, deadline: float | None, progress: Callable[[int], None] | None) -> list[dict]:
+    """What `job` makes of a stack. Raises: OutOfTime when the deadline is past before it starts."""
+    if deadline is not None and time.time() >= deadline:
+        raise OutOfTime("not started, the time budget is used up")
+    return job(stack, deadline, progress)
