@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from stn.transform import boxes_to_px
+
 
 def windows_at(centres: Tensor, scale: float) -> Tensor:
     """Windows of one scale at normalised centres: (..., 2) -> (..., 3) as (s, tx, ty)."""
@@ -15,4 +17,4 @@ def window_boxes_px(windows: Tensor, image_px: int) -> Tensor:
     Units: pixels of the image, counted from its top left corner; not clipped.
     """
     scale, centre = windows[..., :1], windows[..., 1:]
-    return (torch.cat([centre - scale, centre + scale], dim=-1) + 1) * (image_px / 2)
+    return boxes_to_px(torch.cat([centre - scale, centre + scale], dim=-1), (image_px, image_px))

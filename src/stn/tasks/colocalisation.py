@@ -71,10 +71,11 @@ class Scenes(NamedTuple):
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes (..., 4), pair by pair: (...)."""
+    """Intersection over union of boxes (..., 4), pair by pair, 0 of two that have no area: (...)."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     both = (high - low).clamp(min=0).prod(-1)
-    return both / (_area(a) + _area(b) - both)
+    either = _area(a) + _area(b) - both
+    return both / either.masked_fill(either == 0, 1)
 
 
 def _area(boxes: Tensor) -> Tensor:

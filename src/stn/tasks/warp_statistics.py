@@ -53,9 +53,7 @@ def middle_affine(grid: Tensor) -> Tensor:
     """
     height, width = grid.shape[1:3]
     middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
-    points = (
-        homogeneous_points((height, width), grid.dtype, grid.device)[:2].view(2, height, width)[:, *middle].flatten(1)
-    )
+    points = homogeneous_points((height, width), grid)[:2].view(2, height, width)[:, *middle].flatten(1)
     points = points / points.square().sum(1, keepdim=True)
     read = grid[:, *middle].flatten(1, 2).transpose(1, 2)
     return torch.cat([read @ points.T, read.mean(2, keepdim=True)], dim=2)
