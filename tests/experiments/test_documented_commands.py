@@ -10,13 +10,13 @@ from functools import cache
 import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from stn.settings import check_batch
 
 from experiments import cli, train
 from experiments.config import CONF, compose_config, compose_run, resolved
 from stn.data.mnist import holdout
 from stn.families import network
 from stn.results.records import read_records
-from stn.train.settings import check, check_batch
 
 ROOT = CONF.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "results/bench/README.md", "docs/*.md"]
