@@ -81,7 +81,7 @@ def count_trainings(file: Path, task: Callable, *arguments) -> None:
     built = stn.train.run.build
 
     def counted(run):
-        with file.open("a") as out:
+        with file.open("a", encoding="utf-8") as out:
             out.write(f"{run.key}\n")
         return built(run)
 

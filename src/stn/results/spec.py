@@ -59,6 +59,7 @@ class TableSpec(Checked):
     metric: str
     unit: str
     lower_is_better: bool
+    part: str | None = None  # with data=subset: how much of the data set it is
     columns: Listed[Column]
     rows: Listed[Row]
     reference: dict[str, dict[str, float | None]]  # row name -> task -> the paper's number
