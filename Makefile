@@ -24,6 +24,11 @@ ifeq ($(origin PROTOCOL) $(DATA),file real)
 reproduce-table3 reproduce-birds: PROTOCOL = fast
 endif
 
+# A part of the real data has a protocol of its own.
+ifeq ($(origin PROTOCOL) $(DATA),file subset)
+PROTOCOL = part
+endif
+
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
 
@@ -33,10 +38,10 @@ reproduce: setup data   ## set up, train and print Table 1 at protocol=quick (ab
 reproduce-table1: setup data  ## Table 1, distorted MNIST: PROTOCOL=quick|fast|paper SEEDS=n WORKERS=n ARGS="any=override"
 	$(REPRODUCE) table=table1 $(ARGS)
 
-reproduce-table2: setup  ## Table 2, house numbers: after `make data-svhn`, or with DATA=standin
+reproduce-table2: setup  ## Table 2, house numbers: after `make data-svhn`, or with DATA=subset, DATA=standin
 	$(REPRODUCE) table=table2 $(ARGS)
 
-reproduce-table3: setup  ## Table 3, birds: after `make data-cub` (at fast, unless PROTOCOL is given), or with DATA=standin
+reproduce-table3: setup  ## Table 3, birds: after `make data-cub` (at fast, unless PROTOCOL is given), or with DATA=subset, DATA=standin
 	$(REPRODUCE) table=table3 $(ARGS)
 
 reproduce-table4: setup data  ## Table 4, MNIST addition
@@ -48,7 +53,7 @@ reproduce-table5: setup data  ## Table 5, co-localisation (trains its encoder fi
 reproduce-3d: setup data  ## App. A.3, digits in volumes
 	$(REPRODUCE) table=table3d $(ARGS)
 
-reproduce-birds: setup  ## App. A.2 on birds, co-localisation: after `make data-cub`, or with DATA=standin
+reproduce-birds: setup  ## App. A.2 on birds, co-localisation: after `make data-cub`, or with DATA=subset, DATA=standin
 	$(REPRODUCE) table=tablecubcoloc $(ARGS)
 
 sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser task=mnist_e …"
@@ -57,9 +62,10 @@ sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser ta
 test: setup      ## the tests
 	$(PY) -m pytest -n 2 --dist worksteal
 
-lint: setup      ## style
+lint: setup      ## style, and the types of the library
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 tables: setup    ## render results/tables from the committed records alone
 	$(RUN)tables

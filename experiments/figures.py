@@ -23,10 +23,15 @@ GALLERIES: dict[str, tuple[Gallery, ...]] = {
     "table5": (windows.digits,),
     "tablecubcoloc": (windows.species,),
 }
+# Galleries of real pictures show what is not ours to publish: they go to output_dir, which is never committed.
+PHOTOGRAPHS = ("table2", "table3", "tablecubcoloc")
 
 
 def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]:
-    """Every figure of a table that can be drawn; returns the files written, in results_dir/figures."""
+    """Every figure of a table that can be drawn; returns the files written.
+
+    They are in results_dir/figures, galleries of real photographs in output_dir/figures.
+    """
     protocol, data, folder = settings["protocol"], settings["data"], Path(settings["results_dir"]) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = select(spec, records, protocol, data)
@@ -39,7 +44,10 @@ def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]
             stem = table_stem(f"curves_{task}", protocol, data)
             paths.append(learning_curves(folder / f"{stem}.png", of_task, task))
     shown = [r for r in chosen if r["status"] == "ok" and r["seed"] == 0]
-    for gallery in GALLERIES[spec.name]:
+    if spec.name in PHOTOGRAPHS and data != "standin":
+        folder = Path(settings["output_dir"]) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+    for gallery in GALLERIES.get(spec.name, ()):
         paths += gallery(folder, shown, settings)
     return paths
 

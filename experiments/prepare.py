@@ -40,7 +40,7 @@ def prepare(wanted: dict) -> None:
         getattr(importlib.import_module(module), function)(data_dir)
     for settings in runs:
         families.prepare(settings)
-    print(f"{chosen.title} is {'complete and checked' if data == 'real' else 'drawn'}: {data_dir}")
+    print(f"{chosen.title} is {'drawn' if data == 'standin' else 'complete and checked'}: {data_dir}")
 
 
 if __name__ == "__main__":

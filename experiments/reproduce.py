@@ -103,6 +103,8 @@ def _spec(wanted: dict) -> TableSpec:
         unknown = set(wanted[name] or ()) - set(allowed)
         if unknown:
             raise ValueError(f"{name}={', '.join(sorted(unknown))} not in {spec.name}; allowed: {', '.join(allowed)}")
+    if spec.only not in (None, wanted["data"]):
+        raise ValueError(f"table={spec.name} is about data={spec.only}, got data={wanted['data']}")
     return spec
 
 

@@ -16,7 +16,7 @@ from stn.families import build, network, prepare
 from stn.families import cub as cub_family
 from stn.families import svhn as svhn_family
 from stn.results.records import read_record
-from stn.results.tables import load_table, render_table
+from stn.results.tables import load_table, render_table, select
 from tests.tiny import run
 
 N_TRAIN, N_TEST = 20, 8
@@ -79,6 +79,16 @@ def test_a_run_on_a_part_has_a_record_of_its_own_and_a_table_that_says_so(number
         )
         assert "(paper)" not in text.splitlines()[2]
         assert "Goodfellow" not in text
+
+
+def test_a_table_of_one_kind_of_data_takes_no_other(numbers):
+    settings = numbers("svhn_st_single")
+    prepare(settings)
+    run(settings)
+    record = read_record(settings.record_file)
+    spec = load_table(CONF / "table" / "table2boxes.yaml")
+    assert select(spec, [record], "part", "subset") == [record]
+    assert select(spec, [record | {"data": "standin"}], "part", "standin") == []
 
 
 def test_the_box_of_the_whole_crop_is_unchanged_before_training(numbers):

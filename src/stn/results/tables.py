@@ -34,7 +34,10 @@ def select(
     return [
         record
         for record in records
-        if record["protocol"] == protocol and record["data"] == data and spec.has_cell(record["model"], record["task"])
+        if spec.only in (None, data)
+        and record["protocol"] == protocol
+        and record["data"] == data
+        and spec.has_cell(record["model"], record["task"])
     ]
 
 

@@ -4,9 +4,10 @@ import tempfile
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 import wandb
 
-from stn.watch.looks import draw, look
+from stn.watch.snapshots import evaluating
 
 PICTURES = 6  # per run: at the start, the end, and evenly between
 
@@ -32,11 +33,12 @@ class WarpPictures(pl.Callback):
             self._log(trainer, module)
 
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        found = look(module)
-        if found is None:
+        with evaluating(module.net), torch.no_grad():
+            look = module.look()
+        if look is None:
             return
-        statistics = {f"theta/{name}": value for name, value in found.statistics.items()}
+        statistics = {f"theta/{name}": value for name, value in look.statistics.items()}
         self.wandb_run.log_metrics(statistics, step=module.steps_done)
         with tempfile.TemporaryDirectory() as folder:
-            picture = draw(Path(folder) / "warps.png", found, f"step {module.steps_done}")
+            picture = look.draw(Path(folder) / "warps.png", f"step {module.steps_done}")
             self.wandb_run.log({"warps": [wandb.Image(str(picture))], "trainer/global_step": module.steps_done})
