@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import inspect
 import logging
 import os
 import re
@@ -19,29 +18,37 @@ from experiments.config import CONF, compose_config, keys, options, quoted, reso
 from experiments.errors import explain
 
 OVERRIDE = re.compile(r"[+~]{0,2}[\w./@:]+=|~")
-PATHS = ("pack", "merge", "out", "readme")  # and all that end in _dir
+CONFIGURED = ("train", "reproduce", "sweep")  # these take the composed config itself, whose groups they read
+PATHS = ("pack", "merge", "out", "readme", "weights")  # and all that end in _dir
 KINDS = {bool: "true or false", int: "an integer", float: "a number", list: "a list, as [a,b]", str: "a name"}
 
 
-def main(verb: Callable[..., Any]) -> None:
-    """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line."""
+def main(verb: Callable[..., Any], after: Callable[[list[str]], None] | None = None) -> None:
+    """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line.
+
+    `after`: that a verb can run as several jobs (--multirun); called with the overrides when they have ended.
+    """
     name, arguments = verb.__name__, sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print(help_text(sys.modules[verb.__module__].__doc__, name))
         return
-    verbose, function = "-v" in arguments, inspect.unwrap(verb)
+    verbose, takes_config = "-v" in arguments, verb.__name__ in CONFIGURED
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another in its place
         stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO if verbose else logging.ERROR)
     with errors_in_a_line(name, verbose):
         flags, overrides = command_line([argument for argument in arguments if argument != "-v"], name)
-        if flags and function is not verb:
-            hydras(function, name, flags + overrides)
+        if flags and after:
+            try:
+                hydras(verb, name, flags + overrides)
+            finally:
+                if {"--multirun", "-m"} & set(flags):
+                    after(overrides)
         elif flags:
             raise ValueError(f"{flags[0]!r} is not key=value; --help lists the keys")
-        elif function is not verb:
-            function(compose_config(name, overrides))
+        elif takes_config:
+            verb(compose_config(name, overrides))
         else:
             wanted = named(compose_config(name, overrides), name)
             check_kinds(wanted, keys(name))
@@ -68,29 +75,6 @@ def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[N
         _stop(line)
 
 
-def job(function: Callable) -> Callable:
-    """For a `hydra.main` job: a user's error in a single run ends here, before hydra adds lines of its own.
-
-    In a multirun it is raised on, so that the other jobs go on.
-    """
-
-    @functools.wraps(function)
-    def wrapped(config):
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        try:
-            return function(config)
-        except Exception as error:
-            line = explain(error)
-            single = HydraConfig.get().mode == RunMode.RUN
-            if line is None or not single or logging.getLogger().isEnabledFor(logging.INFO):
-                raise
-            _stop(line)
-
-    return wrapped
-
-
 def _stop(line: str) -> None:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
@@ -98,7 +82,9 @@ def _stop(line: str) -> None:
 
 def named(config: DictConfig, name: str) -> dict:
     """The settings of conf/<name>.yaml, resolved, with the names of its groups' options in their place."""
-    return resolved(OmegaConf.merge(config, {group: config[group].name for group in described(name)[0]}))
+    OmegaConf.set_struct(config, False)  # a group without an option has no key yet
+    chosen = {group: config[group].name if group in config else None for group in described(name)[0]}
+    return resolved(OmegaConf.merge(config, chosen))
 
 
 def hydras(verb: Callable[[DictConfig], Any], name: str, arguments: list[str]) -> None:
@@ -182,7 +168,7 @@ def described(name: str) -> tuple[dict[str, str], dict[str, str]]:
     groups, explained, comment = {}, {}, ""
     for entry in yaml.safe_load(text).get("defaults", []):
         if isinstance(entry, dict):
-            groups |= {group: usual.replace("???", "…") for group, usual in entry.items() if " " not in group}
+            groups |= {g: (usual or "null").replace("???", "…") for g, usual in entry.items() if " " not in g}
         elif entry != "_self_":
             inherited = described(entry)
             groups, explained = groups | inherited[0], inherited[1]

@@ -8,24 +8,18 @@ import time
 from functools import partial
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.cli import job, main
+from experiments.cli import main
 from experiments.config import CONF, compose_config, compose_run, quoted, resolved
+from experiments.progress import OUT_OF_TIME, Bar, console
 from stn.results.records import read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
 from stn.settings import Experiment, RunSettings, check_batch
 from stn.train.stopped import Busy, OutOfTime
 
-console = Console(highlight=False)
 
-
-@hydra.main(config_path="../conf", config_name="reproduce", version_base="1.3")
-@job
 def reproduce(config: DictConfig) -> None:
     """The whole verb."""
     name = config.protocol.name
@@ -43,7 +37,8 @@ def reproduce(config: DictConfig) -> None:
     listed = {}  # what another process finishes after it was read here is not done again
     for run in cells:
         states[_state(run, listed)].append(run)
-    todo = states["missing"] + (states["failed"] if wanted["retry"] else [])
+    todo = states["missing"] + (states["failed"] if wanted["retry"] or wanted["force"] else [])
+    todo += states["done"] if wanted["force"] else []
     counts = ", ".join(f"{len(cells)} {state}" for state, cells in states.items())
     console.print(f"{spec.title}, protocol {wanted['protocol']}: {sum(map(len, states.values()))} runs: {counts}")
     for run in states["failed"]:
@@ -68,6 +63,8 @@ def reproduce(config: DictConfig) -> None:
     _render(spec, wanted)
     if failures:
         sys.exit("\n".join(failures))
+    if late:
+        sys.exit(OUT_OF_TIME)
 
 
 def _estimate(todo: list[RunSettings], wanted: dict) -> str:
@@ -123,9 +120,9 @@ def _cells(spec: TableSpec, wanted: dict) -> list[RunSettings]:
 
 def _compose(task: str, model: str, seed: int, wanted: dict) -> RunSettings:
     common = [f"{name}={wanted[name]}" for name in ("protocol", "data", "device")]
-    folders = [f"{name}={quoted(wanted[name])}" for name in ("data_dir", "results_dir", "output_dir")]
-    cell = [f"task={task}", f"model={model}", f"seed={seed}"]
-    return compose_run([*cell, *common, *folders, f"wandb.mode={wanted['wandb_mode']}", "progress=false"])
+    folders = [f"{name}={quoted(str(wanted[name]))}" for name in ("data_dir", "results_dir", "output_dir")]
+    run = compose_run([f"task={task}", f"model={model}", f"seed={seed}", *common, *folders, "progress=false"])
+    return run.changed(**{name: wanted[name] for name in ("wandb", "loggers", "force")})
 
 
 def _needed(todo: list[RunSettings], wanted: dict, listed: dict[str, str | None]) -> list[RunSettings]:
@@ -167,11 +164,7 @@ def _train(
     jobs = stacks(longest_first, stacked(wanted["stack"], wanted["device"], wanted["launcher"]))
     share = [sum(costs[run.key] for run in job) / job[0].recipe["steps"] for job in jobs]
     steps, failures, finished, late = [0] * len(jobs), [], 0, 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=300
-    ) as bar:
-        task = bar.add_task(f"0/{len(todo)} runs", total=sum(costs.values()))
+    with Bar(sum(costs.values())) as bar:
         train = partial(train_stack, listed=listed)
         for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"], train):
             job = jobs[event.index]
@@ -185,12 +178,9 @@ def _train(
             else:
                 finished += len(job)
                 failures += _report(event, job)
-            bar.update(
-                task,
-                description=f"{finished}/{len(todo)} runs",
-                advance=share[event.index] * (now - steps[event.index]),
-            )
             steps[event.index] = now
+            done = sum(part * of_job for part, of_job in zip(share, steps, strict=True))
+            bar.update(done, f"{finished}/{len(todo)} runs")
     return failures, late
 
 

@@ -45,7 +45,7 @@ class StackLauncher(BasicLauncher):
                 del config["hydra"]
             try:
                 run = run_of(config)
-                if stack_key(run):
+                if stack_key(run) and (run.force or not run.recorded()):
                     runs[i] = run
             except Exception:  # on its own turn it says what is wrong with it
                 continue
@@ -64,7 +64,6 @@ class _Together:
 
     def job(self, run) -> Callable:
         """For this run, what `experiments.train.train` is for one that trains alone."""
-        from experiments.cli import job
         from experiments.train import going_on, heldout_error, in_words
         from stn.train.stopped import OutOfTime
 
@@ -77,7 +76,7 @@ class _Together:
             print(in_words(record))
             return heldout_error(record)
 
-        return job(ended)
+        return ended
 
     def _record(self, run) -> dict:
         from experiments.train import deadline_of

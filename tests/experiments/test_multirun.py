@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from experiments import train
-from experiments.config import CONF
+from experiments import cli, train
+from experiments import multirun as multiruns
 from stn.many import pool
 from stn.results.records import read_records
 
@@ -29,10 +29,9 @@ def multirun(monkeypatch, toy_mnist, tmp_path):
         groups.clear()
         results = tmp_path / folder
         places = [f"results_dir={results}", f"output_dir={tmp_path / 'outputs' / folder}"]
-        arguments = ["--multirun", "--config-path", str(CONF), *SMALL, *places, *overrides]
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        monkeypatch.setattr(sys, "argv", ["train"])
         try:
-            train.train()
+            cli.hydras(train.train, "train", ["--multirun", *SMALL, *places, *overrides])
         finally:
             found = read_records(results / "sweeps")
             call.records = {
@@ -87,3 +86,26 @@ def test_a_time_budget_ends_a_stack_cleanly(multirun, capsys):
     assert records == {}
     assert capsys.readouterr().out.count("the same command goes on from there") == 2
     assert len(multirun("late", *grid)[1]) == 2
+
+
+def test_given_again_nothing_is_trained_twice_and_a_table_says_how_all_ended(multirun, capsys, tmp_path):
+    grid = ["task=mnist_r", "model=fcn,st_fcn_affine", "seed=0,1"]
+    _, first = multirun("twice", *grid)
+    capsys.readouterr()
+    _, again = multirun("twice", *grid)
+    said = capsys.readouterr().out
+    assert said.count("as its record says; force=true runs it again") == 4
+    assert again == first
+    places = [f"results_dir={tmp_path / 'twice'}", f"output_dir={tmp_path / 'outputs' / 'twice'}"]
+    multiruns.summarise([*SMALL, *places, *grid])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["model", "seed", "status", "error_pct"]
+    assert [row.split()[:2] for row in rows[:4]] == [[m, s] for m in ("fcn", "st_fcn_affine") for s in "01"]
+    _, forced = multirun("twice", "task=mnist_r", "model=fcn", "seed=0", "force=true")
+    key = next(key for key in first if key[1:3] == ("fcn", 0))
+    assert forced[key]["metrics"] == first[key]["metrics"]
+    assert forced[key]["wall_s"] != first[key]["wall_s"]
+    with pytest.raises(SystemExit) as ended:
+        multiruns.summarise([*SMALL, *places, "task=mnist_r", "model=fcn", "seed=1,2"])
+    assert ended.value.code == 75
+    assert "not over" in capsys.readouterr().out

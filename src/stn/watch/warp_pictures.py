@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import wandb
 
 from stn.watch.snapshots import evaluating
 
@@ -16,6 +17,9 @@ class WarpPictures(pl.Callback):
 
     Runs without a spatial transformer log none.
     """
+
+    def __init__(self, wandb_run) -> None:
+        self.wandb_run = wandb_run
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if module.steps_done == 0:
@@ -34,7 +38,7 @@ class WarpPictures(pl.Callback):
         if look is None:
             return
         statistics = {f"theta/{name}": value for name, value in look.statistics.items()}
-        trainer.logger.log_metrics(statistics, step=module.steps_done)
+        self.wandb_run.log_metrics(statistics, step=module.steps_done)
         with tempfile.TemporaryDirectory() as folder:
             picture = look.draw(Path(folder) / "warps.png", f"step {module.steps_done}")
-            trainer.logger.log_image("warps", [str(picture)], step=module.steps_done)
+            self.wandb_run.log({"warps": [wandb.Image(str(picture))], "trainer/global_step": module.steps_done})
