@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from experiments import reproduce
-from experiments.config import CONF, compose_config, compose_run, run_of
+from experiments.config import CONF, compose_config, compose_run, resolved, run_of
 from experiments.galleries.windows import birds
 from stn.data.cub import center_crop, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
