@@ -44,7 +44,7 @@ def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
     cell = (run.task.name, run.model.name)
     its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell), ("precision_of", *cell)]
     for path in _differences(composed["protocol"], plain["protocol"]):
-        if not any(path[: len(own)] == own for own in its):
+        if not any(path[: len(own)] == own[: len(path)] for own in its):
             raise ValueError(
                 f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{run.task.family}"
             )
