@@ -1,6 +1,5 @@
 """The command line that all verbs share: key=value, --help, -v; a user's error ends in one line, not in a traceback."""
 
-import argparse
 import functools
 import logging
 import os
@@ -18,36 +17,29 @@ from experiments.config import CONF, compose_config, keys, options, quoted, reso
 from experiments.errors import explain
 
 OVERRIDE = re.compile(r"[+~]{0,2}[\w./@:]+=|~")
-CONFIGURED = ("train", "reproduce", "sweep")  # these take the composed config itself, whose groups they read
+CONFIGURED = ("reproduce", "sweep")  # these take the composed config itself, whose groups they read
 PATHS = ("pack", "merge", "out", "readme", "weights")  # and all that end in _dir
 KINDS = {bool: "true or false", int: "an integer", float: "a number", list: "a list, as [a,b]", str: "a name"}
 
 
-def main(verb: Callable[..., Any], after: Callable[[list[str]], None] | None = None) -> None:
-    """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line.
-
-    `after`: that a verb can run as several jobs (--multirun); called with the overrides when they have ended.
-    """
+def main(verb: Callable[..., Any]) -> None:
+    """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line."""
     name, arguments = verb.__name__, sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         print(help_text(sys.modules[verb.__module__].__doc__, name))
         return
-    verbose, takes_config = "-v" in arguments, verb.__name__ in CONFIGURED
+    verbose = "-v" in arguments
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another in its place
         stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO if verbose else logging.ERROR)
     with errors_in_a_line(name, verbose):
         flags, overrides = command_line([argument for argument in arguments if argument != "-v"], name)
-        if flags and after:
-            try:
-                hydras(verb, name, flags + overrides)
-            finally:
-                if {"--multirun", "-m"} & set(flags):
-                    after(overrides)
-        elif flags:
+        if flags:
             raise ValueError(f"{flags[0]!r} is not key=value; --help lists the keys")
-        elif takes_config:
+        elif name == "train":  # whose settings may have several values
+            verb(overrides)
+        elif name in CONFIGURED:
             verb(compose_config(name, overrides))
         else:
             wanted = named(compose_config(name, overrides), name)
@@ -87,26 +79,10 @@ def named(config: DictConfig, name: str) -> dict:
     return resolved(OmegaConf.merge(config, chosen))
 
 
-def hydras(verb: Callable[[DictConfig], Any], name: str, arguments: list[str]) -> None:
-    """Lets hydra run a verb: --multirun, and hydra's own flags, such as --cfg job."""
-    import hydra
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises instead of printing its own several lines
-    sys.argv[1:] = arguments
-    allow_hydras_help_texts()
-    hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(verb)()
-
-
-def allow_hydras_help_texts() -> None:
-    """hydra 1.3 hands argparse a help text that is no string; from Python 3.14 on argparse refuses that at once."""
-    if hasattr(argparse.ArgumentParser, "_check_help"):
-        argparse.ArgumentParser._check_help = lambda parser, action: None
-
-
 def command_line(arguments: list[str], name: str) -> tuple[list[str], list[str]]:
     """Flags, and the overrides of conf/<name>.yaml as hydra's grammar reads them.
 
-    hydra takes overrides on one side of its flags only. A folder is taken as it is written, whatever signs are in its
+    A folder is taken as it is written, whatever signs are in its
     name; one that is not given is the checkout's, wherever the command is given.
     """
     flags = [argument for argument in arguments if not OVERRIDE.match(argument)]
@@ -133,6 +109,8 @@ def check_kinds(wanted: dict, usual: dict, within: str = "") -> None:
     """Raises: ValueError for a value of another kind than its usual one; a name may stand for a list of one."""
     for key, value in usual.items():
         given, kind = wanted[key], type(value)
+        if isinstance(value, str) and value.startswith("${"):  # of whatever kind that is
+            continue
         if isinstance(value, dict):
             check_kinds(given, value, f"{within}{key}.")
         elif kind is list and isinstance(given, str):

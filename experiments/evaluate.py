@@ -7,7 +7,7 @@ would state and draws what the spatial transformers do; no record is written, so
 from pathlib import Path
 
 from experiments.cli import main
-from experiments.config import compose_config, resolved
+from experiments.config import compose_config, of_run
 from stn.settings import RunSettings, run_settings
 
 REMOTE = "wandb:"
@@ -19,7 +19,7 @@ def evaluate(wanted: dict) -> None:
         raise ValueError("weights=… is missing: a model file, a run's folder or record, or wandb:<artifact>")
     from stn.train.evaluation import evaluate as measure
     from stn.trained import find
-    from stn.watch.looks import draw, look
+    from stn.watch.snapshots import looked_at
 
     source = str(wanted["weights"])
     if source.startswith(REMOTE):
@@ -30,18 +30,18 @@ def evaluate(wanted: dict) -> None:
     print(f"{trained.name} on {run.task.name} ({run.evaluate}):")
     for name, value in module.metrics.items():
         print(f"  {name:28} {value:.4g}")
-    found = look(module)
-    if found is None:
+    look = looked_at(module)
+    if look is None:
         print("no spatial transformer, so no picture")
         return
     path = Path(wanted["output_dir"]) / "evaluations" / f"{trained.name}_on_{run.task.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"wrote {draw(path, found, f'{trained.name} on {run.task.name}')}")
+    print(f"wrote {look.draw(path, f'{trained.name} on {run.task.name}')}")
 
 
 def run_of_weights(trained, places: dict, task: str | None = None, part: str | None = None) -> RunSettings:
     """The run that trained the weights, at other places; on another task or `part` (test, heldout) where given."""
-    settings = resolved(compose_config("train", [f"task={task or 'mnist_r'}", "model=fcn"]))
+    settings = of_run(compose_config("train", [f"task={task or 'mnist_r'}", "model=fcn"]))
     changed = {"task": settings["task"]} if task else {}
     changed |= {"evaluate": part} if part else {}
     settings |= {name: places[name] for name in PLACES if name in places}

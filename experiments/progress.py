@@ -30,7 +30,8 @@ class Bar:
         return self
 
     def __exit__(self, *_) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:  # else it would print an empty line
+            self.bar.stop()
 
     def update(self, done: float, what: str) -> None:
         if console.is_terminal:

@@ -5,19 +5,18 @@ Lists which runs of the table are done, failed and missing, trains the missing o
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import main
 from experiments.config import CONF, compose_config, compose_run, quoted, resolved
-from experiments.progress import OUT_OF_TIME, Bar, console
+from experiments.jobs import train_all
+from experiments.progress import OUT_OF_TIME, console
 from stn.results.records import read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
 from stn.settings import Experiment, RunSettings, check_batch
-from stn.train.stopped import Busy, OutOfTime
 
 
 def reproduce(config: DictConfig) -> None:
@@ -56,7 +55,7 @@ def reproduce(config: DictConfig) -> None:
         if late:  # the others begin with what was not finished
             late += len(stage)
         elif stage:
-            raised, late = _train(stage, wanted, deadline, listed)
+            raised, late = train_all(stage, wanted, deadline, listed)
             failures += raised
     if late:
         console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
@@ -145,61 +144,6 @@ def _state(run: RunSettings, listed: dict[str, str | None]) -> str:
     if record is None or record["config_hash"] != run.hash:
         return "missing"
     return "done" if record["status"] == "ok" else "failed"
-
-
-def _train(
-    todo: list[RunSettings], wanted: dict, deadline: float | None, listed: dict[str, str | None]
-) -> tuple[list[str], int]:
-    """Trains, longest runs first, under a progress bar; a line per run that raised, and how many the deadline left."""
-    from stn.families import prepare
-    from stn.many.cost import run_cost
-    from stn.many.executors import launch
-    from stn.many.grouping import stacked, stacks
-    from stn.many.pool import Finished, train_stack
-
-    for run in todo:
-        prepare(run)
-    costs = {run.key: run_cost(run) for run in todo}
-    longest_first = sorted(todo, key=lambda run: (run.seed, -costs[run.key]))
-    jobs = stacks(longest_first, stacked(wanted["stack"], wanted["device"], wanted["launcher"]))
-    share = [sum(costs[run.key] for run in job) / job[0].recipe["steps"] for job in jobs]
-    steps, failures, finished, late = [0] * len(jobs), [], 0, 0
-    with Bar(sum(costs.values())) as bar:
-        train = partial(train_stack, listed=listed)
-        for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"], train):
-            job = jobs[event.index]
-            now = job[0].recipe["steps"]
-            if not isinstance(event, Finished):
-                now = event.steps
-            elif isinstance(event.error, OutOfTime):
-                late += len(job)
-                now = steps[event.index]
-                console.print(f"  {_names(job)}: {event.error}")
-            else:
-                finished += len(job)
-                failures += _report(event, job)
-            steps[event.index] = now
-            done = sum(part * of_job for part, of_job in zip(share, steps, strict=True))
-            bar.update(done, f"{finished}/{len(todo)} runs")
-    return failures, late
-
-
-def _report(event, job: list[RunSettings]) -> list[str]:
-    """Prints how the runs of a job ended; returns a line when they raised."""
-    if event.error is not None:
-        line = " ".join(str(event.error).split())
-        if not isinstance(event.error, Busy):
-            line = f"{_names(job)}: {type(event.error).__name__}: {line}"
-        console.print(f"  {line}", soft_wrap=True)
-        return [line]
-    for record, run in zip(event.records, job, strict=True):
-        error = f"{record['metrics']['test/error_pct']:.2f} % error" if record["metrics"] else ""
-        console.print(f"  {run.key}: {record['status']} {error} {record['reason'] or ''}".rstrip())
-    return []
-
-
-def _names(job: list[RunSettings]) -> str:
-    return ", ".join(str(run.key) for run in job)
 
 
 def _render(spec: TableSpec, wanted: dict) -> None:

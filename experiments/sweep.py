@@ -10,14 +10,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments.cli import main
-from experiments.config import compose_config, refuse_unread, resolved
+from experiments.config import OF_THE_COMMAND, compose_config, refuse_unread, resolved
 from experiments.progress import OUT_OF_TIME, Bar, console
 from stn.results.records import config_hash
 from stn.settings import RunSettings, check_batch, run_settings
 from stn.train.claim import held_file
 from stn.train.stopped import OutOfTime
-
-OF_THE_SEARCH = ("sweep", "launcher", "workers", "storage")  # the other keys of conf/sweep.yaml are a run's
 
 
 def sweep(config: DictConfig) -> None:
@@ -53,7 +51,7 @@ def _search(wanted: dict):
     from stn.many.search import Search, flat
 
     chosen = wanted["sweep"]
-    run = run_settings({name: value for name, value in wanted.items() if name not in OF_THE_SEARCH})
+    run = run_settings({name: value for name, value in wanted.items() if name not in OF_THE_COMMAND})
     refuse_unread(wanted, _plain(run), run)
     if run.processes > 1:
         raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")

@@ -1,29 +1,32 @@
 """Train and test one model: python -m experiments.train task=mnist_rts model=st_cnn_tps protocol=fast seed=0
 
-With --multirun, values between commas make one run each (seed=0,1 protocol.mnist.optimiser.lr=0.005,0.01). A run that
-has its record is not run again, unless force=true. Exit status 75: the time budget is used up; the same command goes
-on.
+Values between commas make one run each (seed=0,1 protocol.mnist.optimiser.lr=0.005,0.01), `workers` at a time. A run
+that has its record is not run again, unless force=true. Exit status 75: the time budget is used up; the same command
+goes on.
 """
 
 import sys
 import time
 
-from omegaconf import DictConfig
-
 from experiments.cli import main
-from experiments.config import run_of
-from experiments.multirun import summarise
+from experiments.config import compose_config, run_of
+from experiments.grid import jobs_of, train_grid
 from experiments.progress import OUT_OF_TIME, Bar
 from stn.settings import RunSettings
 from stn.train.stopped import OutOfTime
 
 
-def train(config: DictConfig) -> float | None:
-    """One run; returns the error that a sweeper of hydra's may minimise, which is never the test error."""
+def train(overrides: list[str]) -> None:
+    """One run here; several as jobs."""
+    jobs = jobs_of(overrides)
+    config = compose_config("train", jobs[0])
+    if len(jobs) > 1 or config.launcher.name != "local":
+        train_grid(jobs)
+        return
     run = run_of(config)
     if not run.force and (record := run.recorded()):
         print(f"{run.key}: {record['status']}, as its record says; force=true runs it again")
-        return heldout_error(record)
+        return
     from stn.train import run as running  # torch and Lightning take seconds to import: not for --help or a typo
     from stn.train.parallel import part_of
 
@@ -33,22 +36,15 @@ def train(config: DictConfig) -> float | None:
         with Bar(steps, run.progress and tell is print) as bar:
             (record,) = running.train([run], lambda done: bar.update(done, f"step {done} of {steps}"), deadline_of(run))
     except OutOfTime as stopped:
-        tell(going_on(run, stopped))
-        if in_multirun():
-            return None
+        tell(f"{run.key}: {stopped}; the same command goes on from there")
         sys.exit(OUT_OF_TIME)
     tell(in_words(record))
     tell(places(run))
-    return heldout_error(record)
 
 
 def deadline_of(run: RunSettings) -> float | None:
     """When the time budget of a run that starts now is used up, as time.time()."""
     return None if run.time_budget_s is None else time.time() + run.time_budget_s
-
-
-def going_on(run: RunSettings, stopped: OutOfTime) -> str:
-    return f"{run.key}: {stopped}; the same command goes on from there"
 
 
 def in_words(record: dict) -> str:
@@ -67,18 +63,5 @@ def places(run: RunSettings) -> str:
     return "\n".join(lines)
 
 
-def heldout_error(record: dict) -> float | None:
-    """What a sweeper of hydra's may minimise."""
-    return record["metrics"].get("test/error_pct") if record["config"]["evaluate"] == "heldout" else None
-
-
-def in_multirun() -> bool:
-    """Whether hydra runs this as one job of several."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 if __name__ == "__main__":
-    main(train, after=summarise)
+    main(train)

@@ -79,7 +79,8 @@ def test_the_verb_draws_and_records_nothing(trained, tmp_path, capsys):
     said = capsys.readouterr().out
     picture = Path(said.splitlines()[-1].removeprefix("wrote "))
     assert "test/error_pct" in said
-    assert Image.open(picture).size[0] > 300
+    with Image.open(picture) as drawn:
+        assert drawn.size[0] > 300
     assert picture.is_relative_to(settings.output_dir)
     assert sorted(settings.results_dir.rglob("*.json")) == records
 
@@ -124,7 +125,8 @@ def test_export_writes_models_with_a_card_and_the_example_reads_one(trained, set
     example = runpy.run_path(str(ROOT / "examples" / "turn_digits.py"))
     read_as = example["turn"](tmp_path / "models" / f"mnist_r_st_fcn_affine{SUFFIX}", tmp_path / "turned.png")
     assert len(read_as) == 10
-    assert Image.open(tmp_path / "turned.png").size[0] > 300
+    with Image.open(tmp_path / "turned.png") as drawn:
+        assert drawn.size[0] > 300
 
 
 def test_the_models_that_are_committed_are_small_and_on_the_card():

@@ -158,7 +158,7 @@ def test_a_stopped_run_is_preempted_and_goes_on_as_the_same_run(offline_environm
 def test_every_run_of_a_process_is_closed_as_what_it_was(
     offline_environment, toy_mnist, settings_of, tmp_path, monkeypatch
 ):
-    """As in a multirun with the basic launcher: diverged, failed, and then one that is well."""
+    """Diverged, failed, and then one that is well."""
 
     def broken(*_):
         raise RuntimeError("broken")

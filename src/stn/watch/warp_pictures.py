@@ -4,10 +4,9 @@ import tempfile
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 import wandb
 
-from stn.watch.snapshots import evaluating
+from stn.watch.snapshots import looked_at
 
 PICTURES = 6  # per run: at the start, the end, and evenly between
 
@@ -33,8 +32,7 @@ class WarpPictures(pl.Callback):
             self._log(trainer, module)
 
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        with evaluating(module.net), torch.no_grad():
-            look = module.look()
+        look = looked_at(module)
         if look is None:
             return
         statistics = {f"theta/{name}": value for name, value in look.statistics.items()}
