@@ -20,16 +20,10 @@ from stn.tasks.classification import Classification
 from stn.tasks.colocalisation import Colocalisation, Scenes
 from stn.tasks.volume_statistics import VolumeStatistics
 from stn.tasks.warp_statistics import WarpStatistics
-from stn.watch.snapshots import evaluating
+from stn.watch.snapshots import looked_at as look
 
 N = 20  # two of each class: poses have a spread
 RTS = {"name": "rts", "rotation_deg": 45, "scale": [0.7, 1.2], "canvas": 42}
-
-
-@torch.no_grad()
-def look(module):
-    with evaluating(module.net):
-        return module.look()
 
 
 @pytest.fixture

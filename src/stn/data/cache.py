@@ -75,7 +75,7 @@ def cache_problem(folder: Path, source: dict[str, Any], checksums: bool) -> str 
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text())
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:

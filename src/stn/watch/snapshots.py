@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from stn.saved import replace
+from stn.tasks.looks import Look
 from stn.tasks.training import Training
 
 FILE = "snapshots.npz"
@@ -85,6 +86,13 @@ def _thetas(net: torch.nn.Module, images: Tensor) -> Sequence[Tensor]:
     with evaluating(net):
         _, warps = net.observe(images.to(next(net.parameters())))
     return [warped.theta.cpu() for warped in warps]
+
+
+@torch.no_grad()
+def looked_at(module: Training) -> Look | None:
+    """What the module shows of itself, as the test would see it; it is left as it was."""
+    with evaluating(module.net):
+        return module.look()
 
 
 @contextmanager
