@@ -48,7 +48,7 @@ def in_words(record: dict) -> str:
 
 def heldout_error(record: dict) -> float | None:
     """What a sweeper of hydra's may minimise."""
-    return record["metrics"].get("test/error_pct") if record["config"]["evaluate"] == "heldout" else None
+    return record["metrics"].get("heldout/error_pct")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def _write(root: Path, kinds: list[Species], n_per_class: int, seed: int, size_p
         ]
     for name, content in lines.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("\n".join(content) + "\n")
+        (root / name).write_text("\n".join(content) + "\n", encoding="utf-8")
 
 
 def _size(size_px: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -102,7 +102,7 @@ def extract_tar(archive: Path, folder: Path, root: str) -> Path:
             if not tree.is_dir():
                 raise DataError(f"{archive} has no files under {root}/")
             marker = dict(zip(("files", "bytes"), _count(tree), strict=True))
-            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n")
+            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n", encoding="utf-8")
             try:
                 os.rename(tree, folder)
             except OSError:
@@ -120,7 +120,7 @@ def extract_tar(archive: Path, folder: Path, root: str) -> Path:
 def is_extracted(folder: Path) -> bool:
     """Whether `folder` was extracted whole by `extract_tar` and still has as many files and bytes."""
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return _count(folder) == (marker["files"], marker["bytes"])
     except (OSError, ValueError, TypeError, KeyError):
         return False

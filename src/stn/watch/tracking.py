@@ -24,7 +24,7 @@ class Tracked:
     def tell(self, record: Mapping) -> None:
         """The test's metrics, and in the W&B run's summary what its record says besides: status, reason, seconds."""
         if self.logger:
-            measured = {name: value for name, value in record["metrics"].items() if name.startswith("test/")}
+            measured = {name: value for name, value in record["metrics"].items() if not name.startswith("train/")}
             self.logger.log_metrics(measured, record["steps"])
             self.logger.experiment.summary.update({name: record[name] for name in TOLD})
             self.status = record["status"]
