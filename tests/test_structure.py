@@ -23,7 +23,7 @@ ALLOWED = {
     "saved": {"data"},
     "results": {"validation"},
     "settings": {"validation", "results"},
-    "tasks": {"validation", "transform", "nets", "data"},
+    "tasks": {"validation", "results", "transform", "nets", "data"},
     "families": {"validation", "settings", "results", "saved", "transform", "nets", "data", "tasks"},
     "watch": {"settings", "results", "saved", "transform", "nets", "data", "tasks"},
     "train": {"settings", "results", "saved", "transform", "nets", "data", "tasks", "families", "watch"},

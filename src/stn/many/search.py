@@ -178,11 +178,11 @@ def _suggested(trial: Trial, search: Search) -> dict[str, Any]:
 
 def _records(study, stack: list[RunSettings], trials: list[list[Trial]], deadline, progress) -> list[dict | None]:
     """The records of a stack's runs, trained unless they are there; None each when they were pruned."""
-    left = [(run, same) for run, same in zip(stack, trials, strict=True) if _done(run) is None]
+    missing = [(run, same) for run, same in zip(stack, trials, strict=True) if _done(run) is None]
     try:
-        return train(stack, progress, deadline, [_Pruning([same for _, same in left])], done=_done)
+        return train(stack, progress, deadline, [_Pruning([same for _, same in missing])], done=_done)
     except _Pruned:
-        checkpoint_file([run for run, _ in left]).unlink(missing_ok=True)
+        checkpoint_file([run for run, _ in missing]).unlink(missing_ok=True)
         return [None] * len(stack)
     except OutOfTime:
         raise

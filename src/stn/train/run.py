@@ -57,20 +57,20 @@ def train(
     writes = part_of(runs[0]).rank == 0  # of the processes that train a run together, the first
     with claimed(runs if writes else []):
         records = {run.record_file: done(run) for run in runs}
-        left = [run for run in runs if records[run.record_file] is None]
-        if not left:
+        todo = [run for run in runs if records[run.record_file] is None]
+        if not todo:
             return list(records.values())
         keep_freed_memory()
-        builts = [_built(run) for run in left]
+        builts = [_built(run) for run in todo]
         modules = [built.module for built in builts]
         program = modules[0] if len(modules) == 1 else Stack(modules)
-        program.config_hash = "+".join(run.hash for run in left)
-        checkpoint = checkpoint_file(left)
-        kept = Snapshots({run.folder: built.module for run, built in zip(left, builts, strict=True) if writes})
+        program.config_hash = "+".join(run.hash for run in todo)
+        checkpoint = checkpoint_file(todo)
+        kept = Snapshots({run.folder: built.module for run, built in zip(todo, builts, strict=True) if writes})
         saving = [kept, Checkpoints(checkpoint, deadline), *([_Progress(progress)] if progress else [])]
-        with tracking(left[0], writes) as tracked, _quiet():
-            trainer = _trainer(left[0], checkpoint.parent, tracked.logger, [*saving, *callbacks, *tracked])
-            with _recorded(left, builts, trainer, tracked) as ended:
+        with tracking(todo[0], writes) as tracked, _quiet():
+            trainer = _trainer(todo[0], checkpoint.parent, tracked.logger, [*saving, *callbacks, *tracked])
+            with _recorded(todo, builts, trainer, tracked) as ended:
                 trainer.fit(program, ckpt_path=usable(checkpoint, program.config_hash), weights_only=True)
                 for module in modules:
                     module.arithmetic = arithmetic(module.net)

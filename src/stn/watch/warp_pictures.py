@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 
-from stn.watch.looks import draw, look
+from stn.watch.snapshots import evaluating
 
 PICTURES = 6  # per run: at the start, the end, and evenly between
 
@@ -28,11 +29,12 @@ class WarpPictures(pl.Callback):
             self._log(trainer, module)
 
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        found = look(module)
-        if found is None:
+        with evaluating(module.net), torch.no_grad():
+            look = module.look()
+        if look is None:
             return
-        statistics = {f"theta/{name}": value for name, value in found.statistics.items()}
+        statistics = {f"theta/{name}": value for name, value in look.statistics.items()}
         trainer.logger.log_metrics(statistics, step=module.steps_done)
         with tempfile.TemporaryDirectory() as folder:
-            picture = draw(Path(folder) / "warps.png", found, f"step {module.steps_done}")
+            picture = look.draw(Path(folder) / "warps.png", f"step {module.steps_done}")
             trainer.logger.log_image("warps", [str(picture)], step=module.steps_done)

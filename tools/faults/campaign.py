@@ -1,4 +1,4 @@
-"""The long, counted campaign of faults: python tests/faults/campaign.py [--kills 240] [--only kills,…] --out docs
+"""The long, counted campaign of faults: python tools/faults/campaign.py [--kills 240] [--only kills,…] --out docs
 
 Writes what it counted to <out>/faults.json and puts it into the table of <out>/faults.md. Stops at the first part that
 is lost, doubled, torn or other than it should be: a table that is written counts no such part.
@@ -32,7 +32,7 @@ from zygote import Child, write_toy_digits
 from stn.data.errors import DataError
 from stn.results.records import RecordError, read_record
 
-START, END = "<!-- counted by tests/faults/campaign.py -->", "<!-- end -->"
+START, END = "<!-- counted by tools/faults/campaign.py -->", "<!-- end -->"
 BITS = 300
 
 
