@@ -104,7 +104,7 @@ def extract_tar(archive: Path, folder: Path, root: str) -> Path:
             if not tree.is_dir():
                 raise DataError(f"{archive} has no files under {root}/")
             marker = dict(zip(("files", "bytes"), _count(tree), strict=True))
-            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n")
+            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n", encoding="utf-8")
             try:
                 os.rename(tree, folder)
             except OSError:

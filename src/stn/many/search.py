@@ -20,7 +20,7 @@ from stn.train.checkpoints import checkpoint_file
 from stn.train.run import train
 from stn.train.stopped import OutOfTime, Pruned
 
-METRIC = "test/error_pct"  # of the held-out images, which take the test's place in a run with evaluate=heldout
+METRIC = "heldout/error_pct"
 LOOKS = 20  # how often in a run the pruner is asked; its unit of time, whatever the number of steps
 SAMPLERS = ("tpe", "random")
 PRUNERS = {

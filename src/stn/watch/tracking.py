@@ -106,7 +106,7 @@ class Tracked:
 
     def tell(self, run: RunSettings, record: Mapping) -> None:
         """The test's metrics; and in the W&B run's summary what its record says besides: status, reason, seconds."""
-        measured = {name: value for name, value in record["metrics"].items() if name.startswith("test/")}
+        measured = {name: value for name, value in record["metrics"].items() if not name.startswith("train/")}
         for logger in self.loggers:
             logger.log_metrics(measured, record["steps"])
         self.status = record["status"]
