@@ -59,7 +59,7 @@ def table_of(jobs: list[list[str]], runs: list[RunSettings]) -> str:
         if record is None:
             rows.append(row | {"status": "not over"})
             continue
-        metrics = {name.removeprefix("test/"): record["metrics"].get(name) for name in ("test/error_pct", "test/loss")}
+        metrics = {name: record["metrics"].get(f"{run.evaluate}/{name}") for name in ("error_pct", "loss")}
         rows.append(
             row | {"status": record["status"], **metrics, "s": record["wall_s"], "record": str(run.record_file)}
         )

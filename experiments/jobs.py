@@ -56,7 +56,7 @@ def _report(event, job: list[RunSettings]) -> list[str]:
         console.print(f"  {line}", soft_wrap=True)
         return [line]
     for record, run in zip(event.records, job, strict=True):
-        error = f"{record['metrics']['test/error_pct']:.2f} % error" if record["metrics"] else ""
+        error = f"{record['metrics'][f'{run.evaluate}/error_pct']:.2f} % error" if record["metrics"] else ""
         console.print(f"  {run.key}: {record['status']} {error} {record['reason'] or ''}".rstrip())
     return []
 
