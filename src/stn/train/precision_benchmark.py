@@ -27,7 +27,7 @@ def precision_effect(run: RunSettings, precision: str, seeds: int) -> dict[str, 
     batch_size = run.recipe["batch_size"]
     measured = {
         name: {
-            "error_pct": [record["metrics"].get("test/error_pct") for record in found],
+            "error_pct": [record["metrics"].get("heldout/error_pct") for record in found],
             "ms_per_step": _ms_per_step(found, batch_size),
         }
         for name, found in records.items()

@@ -15,13 +15,13 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
-    found = {"python": platform.python_version()}
+    named = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            named[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            named[name] = "not installed"
+    return named
 
 
 def arithmetic(net: nn.Module) -> dict[str, str]:
@@ -30,9 +30,9 @@ def arithmetic(net: nn.Module) -> dict[str, str]:
 
     To be asked when the net was trained.
     """
-    found = {"instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if computes_bf16() else "")}
+    how = {"instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if computes_bf16() else "")}
     ways = {layer.way for layer in net.modules() if isinstance(layer, FrequencyConv2d)} - {None}
-    return found | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
+    return how | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
 
 
 def computes_bf16() -> bool:
