@@ -16,8 +16,9 @@ from stn.data.errors import DataError
 from stn.data.subset import Part, check_part, place_part, read_part
 from stn.data.svhn import load_svhn, prepare_svhn_part
 from stn.data.svhn_standin import write_archive, write_digit_struct, write_standin
+from stn.results.tables import load_table
 
-LISTS = Path(__file__).parents[2] / "conf" / "subset"
+TABLES = Path(__file__).parents[2] / "conf" / "table"
 PICTURES = Path(__file__).parents[2] / subset.NEARBY
 real = pytest.mark.skipif(not PICTURES.is_dir(), reason=f"the real pictures are not in {PICTURES}")
 
@@ -27,7 +28,7 @@ def md5(path):
 
 
 def part_of(folder, names, **checksums):
-    return Part("toy", "some of all", {name: md5(folder / name) for name in names}, checksums)
+    return Part("toy", {name: md5(folder / name) for name in names}, checksums)
 
 
 def check_error(error, *parts):
@@ -46,16 +47,21 @@ def nowhere(monkeypatch, tmp_path):
 # The committed lists
 
 
-def test_the_lists_are_what_their_titles_say():
-    part = read_part(LISTS, "svhn")
+def test_the_lists_are_what_the_tables_say():
+    part = read_part("svhn")
     assert list(part.files) == [f"{s}/{k + 1}.png" for s, n in (("train", 2000), ("test", 1000)) for k in range(n)]
-    assert part.title == "2 000 of 33 402 training and 1 000 of 13 068 test numbers"
-    birds = read_part(LISTS, "cub")
+    birds = read_part("cub")
     photographs = [name for name in birds.files if name.startswith("images/")]
     assert {name for name in birds.files if name not in photographs} == FORMS.keys()
     assert (len(photographs), len({name.split("/")[1] for name in photographs})) == (659, 12)
-    assert birds.title.startswith("12 of 200 species")
     assert all(re.fullmatch("[0-9a-f]{32}", digest) for p in (part, birds) for digest in p.files.values())
+    said = {path.stem: load_table(path).part for path in TABLES.glob("*.yaml")}
+    numbers = "2 000 of 33 402 training and 1 000 of 13 068 test numbers"
+    species = "12 of 200 species, 360 of 5 994 training and 299 of 5 794 test photographs"
+    assert {name: text for name, text in said.items() if text} == {
+        **dict.fromkeys(("table2", "table2boxes", "table2drawn"), numbers),
+        **dict.fromkeys(("table3", "tablecubcoloc", "tablecubspecies"), species),
+    }
 
 
 @pytest.mark.parametrize("content", [None, "title: a", "files: none.md5\ntitle: a", "[", "files: 3\ntitle: a"])
@@ -63,7 +69,7 @@ def test_a_list_that_is_none_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(DataError) as error:
-        read_part(tmp_path, "mine")
+        read_part("mine", tmp_path)
     check_error(error, tmp_path / "mine.yaml")
 
 
@@ -253,7 +259,7 @@ def test_missing_photographs_are_named_where_all_are_wanted(birds, tmp_path):
 @real
 def test_the_real_part_of_svhn(tmp_path, monkeypatch):
     monkeypatch.setattr(subset, "NEARBY", PICTURES)
-    folder = prepare_svhn_part(read_part(LISTS, "svhn"), tmp_path)
+    folder = prepare_svhn_part(read_part("svhn"), tmp_path)
     train, test = (load_svhn(folder, split, 64) for split in ("train", "test"))
     assert (len(train), len(test)) == (2000, 1000)
     assert [
@@ -281,7 +287,7 @@ def test_the_real_part_of_svhn(tmp_path, monkeypatch):
 @real
 def test_the_real_part_of_cub(tmp_path, monkeypatch):
     monkeypatch.setattr(subset, "NEARBY", PICTURES)
-    folder = prepare_cub_part(read_part(LISTS, "cub"), tmp_path)
+    folder = prepare_cub_part(read_part("cub"), tmp_path)
     annotations = read_annotations(folder / cub.ROOT)
     assert (len(annotations), int(annotations.is_train.sum()), annotations.source) == (659, 360, "subset")
     assert [name[:3] for name in annotations.classes] == [f"{k:03d}" for k in range(1, 13)]

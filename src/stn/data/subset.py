@@ -87,10 +87,13 @@ def place_part(part: Part, roots: Sequence[Path], folder: Path, complete: Callab
     return folder
 
 
-def check_part(part: Part, folder: Path, besides: Sequence[str]) -> None:
-    """Raises: DataError when `folder` does not hold exactly the part's files and those named `besides`."""
+def check_part(part: Part, folder: Path, besides: Sequence[str], placed: Path | None = None) -> None:
+    """Raises: DataError when `folder` does not hold exactly the part's files and those named `besides`.
+
+    `placed` is what `place_part` made, where that is not the folder itself.
+    """
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    advice = f"delete {folder}, and it is made anew"
+    advice = f"delete {placed or folder}, and it is made anew"
     if missing := sorted(part.files.keys() - present):
         raise DataError(f"data=subset: {folder / missing[0]} is missing: {advice}")
     if extra := sorted(present - part.files.keys() - set(besides)):

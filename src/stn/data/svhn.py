@@ -101,12 +101,12 @@ def prepare_svhn_part(part: Part, data_dir: str | Path) -> Path:
             extract_tar(verify(archive, md5, size), data_dir / "SVHN" / split, root=split)
     place_part(part, roots, folder / "SVHN", write_boxes)
     for split in splits:
-        check_part(_of_split(part, split), folder / "SVHN" / split, ["digitStruct.mat"])
+        check_part(_of_split(part, split), folder / "SVHN" / split, ["digitStruct.mat"], folder / "SVHN")
     sha256 = _boxes_sha256({split: numbers_of(folder / "SVHN" / split, folder / "SVHN" / "crops") for split in splits})
     if sha256 != part.checksums["boxes_sha256"]:
         raise DataError(
             f"data=subset: the boxes in {folder / 'SVHN'} are not the official ones (sha256 {sha256}): delete "
-            f"{folder}, and it is made anew"
+            "it, and it is made anew"
         )
     return folder
 
