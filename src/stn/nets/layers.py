@@ -63,8 +63,8 @@ def _to_weight_and_bias(image: Tensor, weight: Tensor, pixels: Tensor) -> tuple[
     patches = image.new_empty(c * k_y * k_x + 1, len(pixels))
     patches[:-1].view(windows.shape).copy_(windows)
     patches[-1] = 1
-    gradients = patches @ pixels
-    return gradients[:-1].T.reshape(weight.shape), gradients[-1]
+    gradients = pixels.T @ patches.T
+    return gradients[:, :-1].reshape(weight.shape), gradients[:, -1]
 
 
 class InputConv2d(nn.Conv2d):
