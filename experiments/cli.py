@@ -83,7 +83,7 @@ def explain(error: Exception, config: str = "train") -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     from stn.data.errors import DataError
-    from stn.train.claim import Busy
+    from stn.train.stopped import Busy
 
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config(error, config)

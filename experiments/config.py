@@ -6,15 +6,50 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from stn.settings import RunSettings, run_settings
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-def compose_run(overrides: list[str]) -> dict:
-    """What `python -m experiments.train <overrides>` would run, resolved.
+def compose_run(overrides: list[str]) -> RunSettings:
+    """What `python -m experiments.train <overrides>` would run.
 
-    Raises: hydra's and omegaconf's errors for an unknown group, option or key.
+    Raises: hydra's and omegaconf's errors for an unknown group, option or key; ValueError for a value that cannot be.
     """
-    return resolved(compose_config("train", overrides))
+    return run_settings(resolved(compose_config("train", overrides)))
+
+
+def run_of(config: DictConfig) -> RunSettings:
+    """The run of a composed conf/train.yaml.
+
+    One that departs from its protocol gets a protocol name and a results folder of its own (`RunSettings.variant`), so
+    that it never overwrites, or slips into, the records that the tables are made from.
+    Raises: ValueError for a setting of the protocol that was changed and that this run does not read.
+    """
+    composed = resolved(config)
+    run = run_settings(composed)
+    groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
+    plain = resolved(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
+    refuse_unread(composed, plain, run)
+    return run if run.hash == run_settings(plain).hash else run.variant()
+
+
+def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
+    """Raises: ValueError where the protocol differs from `plain` in what is no concern of this run."""
+    cell = (run.task.name, run.model.name)
+    its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell), ("precision_of", *cell)]
+    for path in _differences(composed["protocol"], plain["protocol"]):
+        if not any(path[: len(own)] == own for own in its):
+            raise ValueError(
+                f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{run.task.family}"
+            )
+
+
+def _differences(a: object, b: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths of the leaves in which two nested dicts differ."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if a == b else [path]
+    return [leaf for key in a.keys() | b.keys() for leaf in _differences(a.get(key), b.get(key), (*path, key))]
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:

@@ -18,7 +18,7 @@ from experiments.config import CONF
 from stn.results.records import RunKey
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table
-from stn.train.tracking import default_group
+from stn.watch.tracking import default_group
 
 NAME = "Spatial Transformer Networks, replicated"
 LOCAL = "`make report` writes the same tables, curves and galleries to results/report.html"

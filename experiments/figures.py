@@ -45,7 +45,7 @@ def draw_distortions(path: Path, data_dir: str, digits: int = 8) -> Path:
     images = load_mnist(data_dir, "test").images[:64]
     distorted = {}
     for task in ("mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc"):
-        warp = distortion(**compose_run([f"task={task}", "model=fcn"])["task"]["distortion"])
+        warp = distortion(**compose_run([f"task={task}", "model=fcn"]).task.distortion)
         distorted[task] = warp(images, torch.Generator().manual_seed(1))[:digits, 0].numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     return distortion_sheet(path, images[:digits].numpy() / 255, distorted)

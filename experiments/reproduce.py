@@ -15,11 +15,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from experiments.cli import job, main
 from experiments.config import CONF, compose_config, compose_run, resolved
-from stn.results.records import config_hash, read_record, read_records, records_root
+from stn.results.records import read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
-from stn.train.claim import Busy
-from stn.train.settings import check_batch, record_file, run_folder, run_key, science
+from stn.settings import Experiment, RunSettings, check_batch
+from stn.train.stopped import Busy, OutOfTime
 
 console = Console(highlight=False)
 
@@ -41,17 +41,17 @@ def reproduce(config: DictConfig) -> None:
     states = {"done": [], "failed": [], "missing": []}
     cells = _cells(spec, wanted)
     listed = {}  # what another process finishes after it was read here is not done again
-    for settings in cells:
-        states[_state(settings, listed)].append(settings)
+    for run in cells:
+        states[_state(run, listed)].append(run)
     todo = states["missing"] + (states["failed"] if wanted["retry"] else [])
     counts = ", ".join(f"{len(cells)} {state}" for state, cells in states.items())
     console.print(f"{spec.title}, protocol {wanted['protocol']}: {sum(map(len, states.values()))} runs: {counts}")
-    for settings in states["failed"]:
-        console.print(f"  failed: {run_key(settings)} (retry=true runs it again)")
+    for run in states["failed"]:
+        console.print(f"  failed: {run.key} (retry=true runs it again)")
     needed = _needed(todo, wanted, listed) if todo else []
     if wanted["dry_run"]:
-        for settings in needed + todo:
-            console.print(f"  would run: {run_key(settings)}")
+        for run in needed + todo:
+            console.print(f"  would run: {run.key}")
         if todo:
             console.print(_estimate(needed + todo, wanted))
         return
@@ -70,31 +70,32 @@ def reproduce(config: DictConfig) -> None:
         sys.exit("\n".join(failures))
 
 
-def _estimate(todo: list[dict], wanted: dict) -> str:
+def _estimate(todo: list[RunSettings], wanted: dict) -> str:
     """How long these runs would take, by the arithmetic per second of earlier records of this device."""
     import torch
 
-    from stn.train.cost import run_cost
+    from stn.many.cost import run_cost
     from stn.train.provenance import device_name
 
     cuda = wanted["device"] != "cpu" and torch.cuda.is_available()
     device = device_name(torch.device("cuda" if cuda else "cpu"))
 
-    def kind(settings: dict) -> tuple[str, str]:
-        return settings["model"]["name"], settings.get("precision", "float32")
+    def kind(run: Experiment) -> tuple[str, str]:
+        return run.model.name, run.precision
 
     latest = {}
     records = read_records(records_root(wanted["results_dir"], wanted["data"]))
     for record in sorted(records, key=lambda record: record["finished_at"]):
         if record["status"] == "ok" and record["device"] == device and record["wall_s"]:
-            latest[kind(record["config"])] = record
+            experiment = Experiment(**record["config"])
+            latest[kind(experiment)] = experiment, record["wall_s"]
     if not latest:
         petaflop = sum(map(run_cost, todo)) / 1e15
         return f"no estimate: no records of {device} yet; {petaflop:.3g} PFLOP of arithmetic, see docs/scaling.md"
-    asked = latest.keys() & {kind(settings) for settings in todo} or latest.keys()
-    rates = {name: run_cost(latest[name]["config"]) / latest[name]["wall_s"] for name in asked}
+    asked = latest.keys() & {kind(run) for run in todo} or latest.keys()
+    rates = {name: run_cost(latest[name][0]) / latest[name][1] for name in asked}
     usual = sorted(rates.values())[len(rates) // 2]
-    seconds = sum(run_cost(settings) / rates.get(kind(settings), usual) for settings in todo)
+    seconds = sum(run_cost(run) / rates.get(kind(run), usual) for run in todo)
     hours = seconds / wanted["workers"] / 3600
     return f"about {hours:.1f} hours with {wanted['workers']} workers on {device}, by the speed of earlier records"
 
@@ -108,8 +109,8 @@ def _spec(wanted: dict) -> TableSpec:
     return spec
 
 
-def _cells(spec: TableSpec, wanted: dict) -> list[dict]:
-    """The settings of every run that the table asks for, seed by seed."""
+def _cells(spec: TableSpec, wanted: dict) -> list[RunSettings]:
+    """Every run that the table asks for, seed by seed."""
     cells = dict.fromkeys(  # one run may fill several rows
         (column.task, row.model)
         for row, column, _ in spec.cells()
@@ -118,7 +119,7 @@ def _cells(spec: TableSpec, wanted: dict) -> list[dict]:
     return [_compose(task, model, seed, wanted) for seed in range(wanted["seeds"]) for task, model in cells]
 
 
-def _compose(task: str, model: str, seed: int, wanted: dict) -> dict:
+def _compose(task: str, model: str, seed: int, wanted: dict) -> RunSettings:
     common = ("protocol", "data", "data_dir", "results_dir", "output_dir", "device")
     return compose_run(
         [f"task={task}", f"model={model}", f"seed={seed}", f"wandb.mode={wanted['wandb_mode']}", "progress=false"]
@@ -126,48 +127,44 @@ def _compose(task: str, model: str, seed: int, wanted: dict) -> dict:
     )
 
 
-def _needed(todo: list[dict], wanted: dict, listed: dict[str, str | None]) -> list[dict]:
-    """The runs, in no table, whose weights those of `todo` begin with, and which are not done or have left no weights.
-
-    They are of the same protocol, with seed 0.
-    """
+def _needed(todo: list[RunSettings], wanted: dict, listed: dict[str, str | None]) -> list[RunSettings]:
+    """The runs, in no table, whose weights those of `todo` begin with, and which are not done or left no weights."""
     from stn.families import needs
 
-    pairs = dict.fromkeys(pair for settings in todo for pair in needs(settings))
-    runs = [_compose(task, model, 0, wanted) for task, model in pairs]
-    return [run for run in runs if _state(run, listed) != "done" or not (run_folder(run) / "weights.pt").exists()]
+    keys = dict.fromkeys(key for run in todo for key in needs(run))
+    runs = [_compose(key.task, key.model, key.seed, wanted | {"protocol": key.protocol}) for key in keys]
+    return [run for run in runs if _state(run, listed) != "done" or not (run.folder / "weights.pt").exists()]
 
 
-def _state(settings: dict, listed: dict[str, str | None]) -> str:
+def _state(run: RunSettings, listed: dict[str, str | None]) -> str:
     """done, failed, or missing; a record that was made with other settings counts as missing.
 
     Notes in `listed` when the record that is there finished, by its file.
     """
-    path = record_file(settings)
+    path = run.record_file
     record = read_record(path) if path.exists() else None
     listed[str(path)] = record and record["finished_at"]
-    if record is None or record["config_hash"] != config_hash(science(settings)):
+    if record is None or record["config_hash"] != run.hash:
         return "missing"
     return "done" if record["status"] == "ok" else "failed"
 
 
 def _train(
-    todo: list[dict], wanted: dict, deadline: float | None, listed: dict[str, str | None]
+    todo: list[RunSettings], wanted: dict, deadline: float | None, listed: dict[str, str | None]
 ) -> tuple[list[str], int]:
     """Trains, longest runs first, under a progress bar; a line per run that raised, and how many the deadline left."""
     from stn.families import prepare
-    from stn.train.cost import run_cost
-    from stn.train.executors import launch
-    from stn.train.pool import Finished, train_stack
-    from stn.train.run import OutOfTime
-    from stn.train.stack import stacked, stacks
+    from stn.many.cost import run_cost
+    from stn.many.executors import launch
+    from stn.many.grouping import stacked, stacks
+    from stn.many.pool import Finished, train_stack
 
-    for settings in todo:
-        prepare(settings)
-    costs = {str(run_key(settings)): run_cost(settings) for settings in todo}
-    longest_first = sorted(todo, key=lambda settings: (settings["seed"], -costs[str(run_key(settings))]))
-    jobs = stacks(longest_first, stacked(wanted))
-    share = [sum(costs[str(run_key(settings))] for settings in job) / job[0]["recipe"]["steps"] for job in jobs]
+    for run in todo:
+        prepare(run)
+    costs = {run.key: run_cost(run) for run in todo}
+    longest_first = sorted(todo, key=lambda run: (run.seed, -costs[run.key]))
+    jobs = stacks(longest_first, stacked(wanted["stack"], wanted["device"], wanted["launcher"]))
+    share = [sum(costs[run.key] for run in job) / job[0].recipe["steps"] for job in jobs]
     steps, failures, finished, late = [0] * len(jobs), [], 0, 0
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(
@@ -177,7 +174,7 @@ def _train(
         train = partial(train_stack, listed=listed)
         for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"], train):
             job = jobs[event.index]
-            now = job[0]["recipe"]["steps"]
+            now = job[0].recipe["steps"]
             if not isinstance(event, Finished):
                 now = event.steps
             elif isinstance(event.error, OutOfTime):
@@ -196,7 +193,7 @@ def _train(
     return failures, late
 
 
-def _report(event, job: list[dict]) -> list[str]:
+def _report(event, job: list[RunSettings]) -> list[str]:
     """Prints how the runs of a job ended; returns a line when they raised."""
     if event.error is not None:
         line = " ".join(str(event.error).split())
@@ -204,14 +201,14 @@ def _report(event, job: list[dict]) -> list[str]:
             line = f"{_names(job)}: {type(event.error).__name__}: {line}"
         console.print(f"  {line}", soft_wrap=True)
         return [line]
-    for record, settings in zip(event.records, job, strict=True):
+    for record, run in zip(event.records, job, strict=True):
         error = f"{record['metrics']['test/error_pct']:.2f} % error" if record["metrics"] else ""
-        console.print(f"  {run_key(settings)}: {record['status']} {error} {record['reason'] or ''}".rstrip())
+        console.print(f"  {run.key}: {record['status']} {error} {record['reason'] or ''}".rstrip())
     return []
 
 
-def _names(job: list[dict]) -> str:
-    return ", ".join(str(run_key(settings)) for settings in job)
+def _names(job: list[RunSettings]) -> str:
+    return ", ".join(str(run.key) for run in job)
 
 
 def _render(spec: TableSpec, wanted: dict) -> None:

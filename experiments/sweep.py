@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.cli import job, main
-from experiments.config import compose_run, resolved
+from experiments.config import compose_config, refuse_unread, resolved
 from stn.results.records import config_hash
+from stn.settings import RunSettings, check_batch, run_settings
 from stn.train.claim import held_file
-from stn.train.settings import check, processes, science
+from stn.train.stopped import OutOfTime
+
+OF_THE_SEARCH = ("sweep", "launcher", "workers", "storage")  # the other keys of conf/sweep.yaml are a run's
 
 console = Console(highlight=False)
 
@@ -26,19 +29,17 @@ console = Console(highlight=False)
 def sweep(config: DictConfig) -> None:
     """The whole verb."""
     wanted = resolved(config)
-    check(wanted)
-    if processes(wanted) > 1:
-        raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
-    from stn.train.executors import extra
+    check_batch(wanted)
+    from stn.many.executors import extra
 
     extra("optuna", "sweeps")
     from stn.families import network, prepare
-    from stn.train import search as searching
+    from stn.many import search as searching
 
     search = _search(wanted)
     searching.check(search)
-    network(search.settings)  # raises when the settings do not fit together
-    prepare(search.settings)
+    network(search.run)  # raises when the settings do not fit together
+    prepare(search.run)
     lock = Path(wanted["output_dir"]) / "sweeps" / f"{search.study}.lock"
     with held_file(lock, f"{search.study}: another process searches"):
         study = searching.open_study(search)
@@ -52,35 +53,44 @@ def sweep(config: DictConfig) -> None:
 
 def _search(wanted: dict):
     """The study these settings ask for: its name tells it from all that would give other numbers."""
-    from stn.train.search import Search
-    from stn.train.stack import stacked
+    from stn.many.grouping import stacked
+    from stn.many.search import Search, flat
 
     chosen = wanted["sweep"]
-    settings = {name: value for name, value in wanted.items() if name not in ("sweep", "launcher", "workers")}
-    numbers = {**science(settings), "protocol": settings["protocol"]["name"], "space": chosen["space"]}
-    names = [chosen["name"], *(settings[group]["name"] for group in ("task", "model", "protocol"))]
+    run = run_settings({name: value for name, value in wanted.items() if name not in OF_THE_SEARCH})
+    refuse_unread(wanted, _plain(run), run)
+    if run.processes > 1:
+        raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
+    space = flat(chosen["space"])
+    numbers = run.config | {"protocol": run.protocol, "space": space}
+    names = [chosen["name"], run.task.name, run.model.name, run.protocol]
     study = "-".join([*names, config_hash(numbers, without=["protocol_note"])[:8]])
-    return Search(
-        wanted["storage"], study, settings, chosen["space"], chosen["sampler"], chosen["pruner"], stacked(wanted)
-    )
+    together = stacked(run.stack, run.device, wanted["launcher"])
+    return Search(wanted["storage"], study, run, space, chosen["sampler"], chosen["pruner"], together)
+
+
+def _plain(run: RunSettings) -> dict:
+    """The settings of this run's task, model and protocol as they stand."""
+    groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
+    return resolved(compose_config("train", groups))
 
 
 def _train(search, study, left: int, wanted: dict) -> list[str]:
     """Trains `left` trials; one line for each that raised."""
     from stn.data.seeds import stream_seed
-    from stn.train.executors import launch
-    from stn.train.pool import Finished
-    from stn.train.run import OutOfTime
-    from stn.train.search import Job, run_trials
-    from stn.train.stack import FREE, MAX_REPLICAS, stack_key
+    from stn.many.executors import launch
+    from stn.many.grouping import FREE, MAX_REPLICAS, stack_key
+    from stn.many.pool import Finished
+    from stn.many.search import Job, run_trials
 
-    together = search.stack and stack_key(search.settings) is not None and search.space.keys() <= set(FREE)
+    free = all(name.partition(".")[0] in FREE for name in search.space)
+    together = search.stack and free and stack_key(search.run) is not None
     at_once = MAX_REPLICAS if together else 1
     sizes = [min(at_once, left - first) for first in range(0, left, at_once)]
     earlier = len(study.trials)  # an interrupted search does not repeat itself
-    seeds = [stream_seed(search.settings["seed"], "search", earlier + i) for i in range(len(sizes))]
+    seeds = [stream_seed(search.run.seed, "search", earlier + i) for i in range(len(sizes))]
     jobs = [Job(search, size, seed % 2**32) for size, seed in zip(sizes, seeds, strict=True)]
-    budget_s, steps = wanted["time_budget_s"], search.settings["recipe"]["steps"]
+    budget_s, steps = wanted["time_budget_s"], search.run.recipe["steps"]
     deadline = None if budget_s is None else time.time() + budget_s
     failures, late, seen = [], False, [0.0] * len(jobs)
     columns = (TextColumn("trials"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -116,28 +126,32 @@ def _report(event, study) -> list[str]:
 
 def _render(study, search) -> None:
     """Writes table and plots; says how to train the best settings for a table of its own."""
+    from stn.many.search import best
     from stn.results.search import write_study
-    from stn.train.search import best
 
     found = best(study)
     if found is None:
         console.print("no trial is complete yet, so no table")
         return
-    command = _command(search.settings, found.params)
-    folder = Path(search.settings["results_dir"]) / "sweeps" / "studies" / search.study
+    command = _command(search.run, found.params)
+    folder = search.run.results_dir / "sweeps" / "studies" / search.study
     for path in write_study(study, folder, command):
         console.print(f"wrote {path}", soft_wrap=True)
     console.print(f"best: trial {found.number}, {found.value:.2f} % held-out error; to test it:")
     console.print(f"  {command}", soft_wrap=True)
 
 
-def _command(settings: dict, params: dict) -> str:
+def _command(run: RunSettings, params: dict) -> str:
     """What trains settings of this search for the test set: all that is not as in their protocol."""
-    groups = [f"{group}={settings[group]['name']}" for group in ("task", "model", "protocol")]
-    plain, family = compose_run(groups)["recipe"], settings["task"]["family"]
-    recipe = {**settings["recipe"], **params}
-    changed = [f"protocol.{family}.{name}={value}" for name, value in recipe.items() if value != plain[name]]
-    return " ".join(["python -m experiments.train", *groups, f"seed={settings['seed']}", *changed])
+    from stn.many.search import changed_recipe, flat
+
+    groups = [f"{group}={name}" for group, name in zip(("task", "model", "protocol"), run.key, strict=False)]
+    plain, recipe = flat(_plain(run)["recipe"]), flat(changed_recipe(run.recipe, params))
+    within = f"protocol.{run.task.family}"
+    changed = [f"{within}.{name}={value}" for name, value in recipe.items() if name in plain and plain[name] != value]
+    changed += [f"+{within}.{name}={value}" for name, value in recipe.items() if name not in plain]
+    changed += [f"~{within}.{name}" for name in plain if name not in recipe]
+    return " ".join(["python -m experiments.train", *groups, f"seed={run.seed}", *changed])
 
 
 def _short(value) -> str:

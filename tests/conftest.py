@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from experiments.config import compose_run
 from stn.data.mnist import MNIST_MD5, Digits
+from stn.settings import RunSettings
 
 CLASSES = 10
 CORNERS = 4
@@ -97,16 +98,19 @@ def full_disk(monkeypatch):
 
 @pytest.fixture
 def settings_of(tmp_path):
-    """Call it with a task, a model and recipe=…: the resolved settings of a tiny run that writes below tmp_path."""
+    """Call it with a task, a model and recipe=…: the settings of a tiny run that writes below tmp_path.
 
-    def make(task: str, model: str, *overrides: str, **recipe) -> dict:
-        tiny = {"steps": 100, "batch_size": 16} | recipe
-        return compose_run(
+    An optimiser or schedule without a name keeps its other settings.
+    """
+
+    def make(task: str, model: str, *overrides: str, **recipe) -> RunSettings:
+        run = compose_run(
             [
                 f"task={task}",
                 f"model={model}",
                 "protocol=smoke",
-                *(f"protocol.mnist.{name}={value}" for name, value in tiny.items()),
+                "protocol.mnist.steps=100",
+                "protocol.mnist.batch_size=16",
                 f"results_dir={tmp_path / 'results'}",
                 f"output_dir={tmp_path / 'outputs'}",
                 "device=cpu",
@@ -114,5 +118,9 @@ def settings_of(tmp_path):
                 *overrides,
             ]
         )
+        for name, value in recipe.items():
+            if isinstance(value, dict) and "name" not in value:
+                recipe[name] = run.recipe[name] | value
+        return run.changed(recipe=run.recipe | recipe)
 
     return make

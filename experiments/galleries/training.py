@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.galleries import table1, trained
+from experiments.galleries import run_of, table1, trained
 from stn.data.errors import DataError
 from stn.results.animations import training_animation
 from stn.results.figures import Warp
 from stn.results.tables import table_stem
-from stn.train.settings import run_folder
 
 # Task -> the model that is shown; of Table 1 those of its gallery.
 SHOWN = {task: transformed for task, (_, transformed) in table1.GALLERIES.items()}
@@ -34,12 +33,10 @@ def draw(folder: Path, records: list[dict], wanted: dict) -> list[Path]:
 
 
 def snapshots_of(record: dict, wanted: dict) -> dict[str, np.ndarray]:
-    """What `stn.train.snapshots` wrote of a run; empty where it left nothing. Raises: DataError for a damaged file."""
-    from stn.train.snapshots import FILE
+    """What `stn.watch.snapshots` wrote of a run; empty where it left nothing. Raises: DataError for a damaged file."""
+    from stn.watch.snapshots import FILE
 
-    settings = {name: {"name": record[name]} for name in ("task", "model", "protocol")}
-    settings |= {"seed": record["seed"], "data": record["data"], "output_dir": wanted["output_dir"]}
-    file = run_folder(settings) / FILE
+    file = run_of(record, wanted).folder / FILE
     if not file.exists():
         return {}
     try:

@@ -33,11 +33,10 @@ class StackLauncher(BasicLauncher):
 
     def _together(self, job_overrides: Sequence[Sequence[str]]) -> dict[int, Callable]:
         """What to call for the jobs that share a stack, by their place in `job_overrides`."""
-        from experiments.config import resolved
-        from experiments.train import as_variant
-        from stn.train.stack import stack_key, stacked, stacks
+        from experiments.config import run_of
+        from stn.many.grouping import stack_key, stacked, stacks
 
-        if not stacked(self.config):
+        if not stacked(self.config.stack, self.config.device):
             return {}
         runs = {}
         for i, overrides in enumerate(job_overrides):
@@ -45,40 +44,50 @@ class StackLauncher(BasicLauncher):
             with open_dict(config):
                 del config["hydra"]
             try:
-                settings = as_variant(resolved(config))
-                if stack_key(settings):
-                    runs[i] = settings
+                run = run_of(config)
+                if stack_key(run):
+                    runs[i] = run
             except Exception:  # on its own turn it says what is wrong with it
                 continue
-        place = {id(settings): i for i, settings in runs.items()}
+        place = {id(run): i for i, run in runs.items()}
         groups = [_Together(stack) for stack in stacks(list(runs.values()), True) if len(stack) > 1]
-        return {place[id(settings)]: group.job(settings) for group in groups for settings in group.stack}
+        return {place[id(run)]: group.job(run) for group in groups for run in group.stack}
 
 
 class _Together:
     """Runs that train when the record of one of them is asked for."""
 
-    def __init__(self, stack: list[dict]) -> None:
+    def __init__(self, stack: list) -> None:
         self.stack = stack
         self.records: list[dict] | None = None
         self.error: Exception | None = None
 
-    def job(self, settings: dict) -> Callable:
+    def job(self, run) -> Callable:
         """For this run, what `experiments.train.train` is for one that trains alone."""
         from experiments.cli import job
-        from experiments.train import ended
+        from experiments.train import going_on, heldout_error, in_words
+        from stn.train.stopped import OutOfTime
 
-        return job(lambda config: ended(settings, lambda: self._record(settings)))
+        def ended(config) -> float | None:
+            try:
+                record = self._record(run)
+            except OutOfTime as stopped:
+                print(going_on(run, stopped))
+                return None
+            print(in_words(record))
+            return heldout_error(record)
 
-    def _record(self, settings: dict) -> dict:
+        return job(ended)
+
+    def _record(self, run) -> dict:
         from experiments.train import deadline_of
-        from stn.train.pool import train_stack
+        from stn.many.pool import train_stack
 
         if self.records is None and self.error is None:
             try:
-                self.records = train_stack(self.stack, deadline_of(settings), progress=None)
+                self.records = train_stack(self.stack, deadline_of(run), progress=None)
             except Exception as error:
                 self.error = error
         if self.error is not None:
             raise self.error
-        return self.records[self.stack.index(settings)]
+        return self.records[self.stack.index(run)]

@@ -10,15 +10,17 @@ import pytest
 
 from experiments import reproduce
 from experiments.cli import explain
-from experiments.config import compose_config, compose_run, options
-from experiments.train import as_variant
-from stn.families import build
-from stn.results.records import record_path
-from stn.train.settings import run_key
+from experiments.config import compose_config, compose_run, options, run_of
+from stn.families import build, mnist
 
 ROOT = Path(__file__).parents[2]
 VERB = ROOT / "tests" / "train" / "toy_verb.py"
 CELL = ["task=mnist_rts", "model=st_cnn_tps"]
+
+
+def of(*overrides):
+    """The run that experiments.train makes of these."""
+    return run_of(compose_config("train", list(overrides)))
 
 
 def line_of(config, call, *arguments):
@@ -52,9 +54,9 @@ def test_a_missing_group_lists_its_names(given, missing):
     ("override", "named", "hint", "allowed"),
     [
         ("sead=1", "sead", "seed", ["seed", "data_dir", "wandb"]),
-        ("protocol.mnist.learning_rate=1", "learning_rate", None, ["lr", "momentum", "steps"]),
+        ("protocol.mnist.optimiser.learning_rate=1", "learning_rate", None, ["lr", "weight_decay", "name"]),
         ("protocol.mnist.batchsize=1", "batchsize", "batch_size", ["batch_size"]),
-        ("protocol.svhm.lr=1", "protocol.svhm", None, []),
+        ("protocol.svhm.steps=1", "protocol.svhm", None, []),
         ("wandb.mod=offline", "mod", "mode", ["mode", "project"]),
         ("task.distortion.canvass=50", "canvass", None, ["rotation_deg"]),
         ("xyz=1", "xyz", None, ["seed", "task", "model"]),
@@ -77,31 +79,31 @@ def test_an_unknown_key_of_reproduce_is_compared_with_its_own_settings(override,
     "broken", ["=", "seed", "seed=", "seed=[1", "protocol.mnist=3", "task=", "+seed=1", "~model", "recipe=fast"]
 )
 def test_text_that_is_no_override_ends_in_one_line(toy_mnist, broken):
-    line_of("train", lambda: build(as_variant(compose_run([*CELL, broken]))))
+    line_of("train", lambda: build(of(*CELL, broken)))
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("protocol.mnist.lr=fast", ["recipe.lr", "float", "'fast'"]),
-        ("protocol.mnist.steps=1e3", ["recipe.steps", "int", "1000.0"]),
-        ("protocol.mnist.steps=null", ["recipe.steps", "int", "None"]),
-        ("protocol.mnist.antialias=1", ["recipe.antialias", "bool", "1"]),
-        ("protocol.mnist.optimiser=adam", ["sgd", "adamw", "'adam'"]),
-        ("protocol.mnist.schedule=linear", ["step", "one_cycle", "'linear'"]),
-        ("protocol.mnist.padding=mirror", ["zeros", "border", "'mirror'"]),
+        ("protocol.mnist.optimiser.lr=fast", ["recipe.optimiser.lr", "a number", "'fast'"]),
+        ("protocol.mnist.steps=1e3", ["recipe.steps", "an integer", "1000.0"]),
+        ("protocol.mnist.steps=null", ["recipe.steps", "an integer", "None"]),
+        ("protocol.mnist.antialias=1", ["recipe.antialias", "true or false", "1"]),
+        ("protocol.mnist.optimiser.name=adam", ["sgd", "adamw", "'adam'"]),
+        ("protocol.mnist.schedule.name=linear", ["step", "one_cycle", "'linear'"]),
+        ("protocol.mnist.padding=mirror", ["zeros, border", "'mirror'"]),
         ("seed=one", ["seed", "integer", "'one'"]),
         ("seed=-1", ["seed", "0 or more", "-1"]),
-        ("threads=0", ["threads", "1 or more", "0"]),
+        ("threads=0", ["threads", "more than 0", "got 0"]),
         ("device=gpu", ["device", "auto, cpu, cuda", "'gpu'"]),
         ("evaluate=train", ["evaluate", "test, heldout", "'train'"]),
         ("wandb.mode=on", ["wandb.mode", "disabled, offline, online"]),
-        ("task.distortion.name=x", ["distortion", "'r', 'rts', 'p', 'e', 'tc'", "'x'"]),
+        ("task.distortion.name=x", ["distortion", "'r', 'rts', 'rts_ink', 'p', 'e', 'tc'", "'x'"]),
         ("model.transformation=spline", ["transformation", "affine", "tps", "'spline'"]),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_what_is_allowed(toy_mnist, override, named):
-    line = line_of("train", lambda: build(as_variant(compose_run([*CELL, override]))))
+    line = line_of("train", lambda: build(of(*CELL, override)))
     assert all(part in line for part in named), line
 
 
@@ -128,9 +130,9 @@ def test_missing_data_say_what_to_do(tmp_path):
     [
         (["tasks=[mnist_r,mnist_x]"], ["mnist_x", "mnist_r, mnist_rts"]),
         (["models=[resnet]"], ["resnet", "fcn, cnn"]),
-        (["seeds=two"], ["seeds", "1 or more", "'two'"]),
-        (["workers=0"], ["workers", "1 or more", "0"]),
-        (["time_budget_s=10m"], ["time_budget_s", "number of seconds", "'10m'"]),
+        (["seeds=two"], ["seeds", "an integer", "'two'"]),
+        (["workers=0"], ["workers", "more than 0", "got 0"]),
+        (["time_budget_s=10m"], ["time_budget_s", "a number", "'10m'"]),
         (["stack=perhaps"], ["stack", "auto, True, False", "'perhaps'"]),
     ],
 )
@@ -138,6 +140,35 @@ def test_reproduce_refuses_what_cannot_be_before_it_does_anything(overrides, nam
     verb = inspect.unwrap(reproduce.reproduce)
     line = line_of("reproduce", verb, compose_config("reproduce", [*overrides, "dry_run=true"]))
     assert all(part in line for part in named)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("protocol.svhn.steps=3", "protocol.svhn.steps: mnist_rts/st_cnn_tps/fast/seed0 does not read it"),
+        ("protocol.addition.optimiser.lr=3", "protocol.addition.optimiser.lr: "),
+        ("protocol.steps_of.addition.cnn=3", "protocol.steps_of.addition.cnn: "),
+        ("protocol.notes.svhn=x", "protocol.notes.svhn: "),
+        ("+protocol.mnist.optimiser.momentum=0.9", "unknown key 'recipe.optimiser.momentum'"),
+        ("+protocol.mnist.lr=0.1", "unknown key 'recipe.lr'"),
+        (
+            "protocol.mnist.optimiser.momentum=0.9",
+            "no setting 'momentum' in protocol.mnist.optimiser; allowed: lr, name",
+        ),
+        ("+task.classes=11", "unknown key 'task.classes'"),
+        ("+model.windows=2", "unknown key 'model.windows'"),
+    ],
+)
+def test_a_setting_that_the_run_does_not_read_is_refused(toy_mnist, override, named):
+    assert named in line_of("train", lambda: build(of(*CELL, override)))
+
+
+def test_a_protocol_can_be_given_another_optimiser_and_schedule():
+    sgd = ["protocol.mnist.optimiser.name=sgd", "+protocol.mnist.optimiser={momentum: 0.9, nesterov: false}"]
+    step = ["protocol.mnist.schedule.name=step", "~protocol.mnist.schedule.warmup_fraction"]
+    run = of(*CELL, *sgd, *step, "+protocol.mnist.schedule={every: 9, factor: 0.1}")
+    *_, recipe = run.read(mnist.Task, mnist.Model, mnist.Recipe)
+    assert [type(part).__name__ for part in (recipe.optimiser, recipe.schedule)] == ["Sgd", "Step"]
 
 
 def test_a_bug_is_not_taken_for_the_users_error():
@@ -152,7 +183,10 @@ def test_a_bug_is_not_taken_for_the_users_error():
     ("call", "named"),
     [
         (["experiments.train", "task=mnist_r", "model=vgg"], "model=vgg does not exist; allowed: cnn"),
-        (["experiments.train", *CELL, "protocol.mnist.lr=-1", "data_dir=nowhere"], "recipe.lr must be 0 or more"),
+        (
+            ["experiments.train", *CELL, "protocol.mnist.optimiser.lr=-1", "data_dir=nowhere"],
+            "recipe.optimiser.lr must be 0 or more",
+        ),
         (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
         (
             ["experiments.reproduce", "table=table4", "protocol=modern"],
@@ -161,7 +195,7 @@ def test_a_bug_is_not_taken_for_the_users_error():
     ],
 )
 def test_a_command_ends_in_one_line_and_status_2(tmp_path, call, named):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     result = subprocess.run(
         [sys.executable, "-m", *call], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
     )
@@ -178,14 +212,14 @@ def test_a_command_ends_in_one_line_and_status_2(tmp_path, call, named):
 
 @pytest.mark.parametrize("seed", [0, 3])
 def test_unchanged_settings_keep_their_protocol(seed):
-    settings = compose_run([*CELL, "protocol=fast", f"seed={seed}"])
-    assert as_variant(settings) == settings
+    settings = [*CELL, "protocol=fast", f"seed={seed}"]
+    assert of(*settings) == compose_run(settings)
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "note=reworded",
+        "protocol_note=reworded",
         "data_dir=/elsewhere",
         "results_dir=/other",
         "output_dir=/scratch",
@@ -193,18 +227,18 @@ def test_unchanged_settings_keep_their_protocol(seed):
         "threads=2",
         "progress=false",
         "wandb.mode=offline",
-        "protocol.mnist.lr=0.005",  # what it is already
+        "protocol.mnist.optimiser.lr=0.005",  # what it is already
     ],
 )
 def test_notes_paths_and_places_make_no_variant(override):
-    settings = compose_run([*CELL, "protocol=fast", override])
-    assert as_variant(settings) == settings
+    settings = [*CELL, "protocol=fast", override]
+    assert of(*settings) == compose_run(settings)
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "protocol.mnist.lr=0.004",
+        "protocol.mnist.optimiser.lr=0.004",
         "protocol.mnist.antialias=true",
         "task.distortion.rotation_deg=30",
         "task.st_output_pool=1",
@@ -215,23 +249,25 @@ def test_notes_paths_and_places_make_no_variant(override):
 def test_a_changed_setting_gets_a_protocol_and_a_folder_of_its_own(tmp_path, override):
     plain = compose_run([*CELL, "protocol=fast", f"results_dir={tmp_path}"])
     changed = compose_run([*CELL, "protocol=fast", f"results_dir={tmp_path}", override])
-    variant = as_variant(changed)
-    name = variant["protocol"]["name"]
-    assert name.startswith("fast-")
-    assert Path(variant["results_dir"]) == tmp_path / "sweeps"
-    path = record_path(variant["results_dir"], run_key(variant))
-    assert path != record_path(plain["results_dir"], run_key(plain))
-    assert not path.is_relative_to(tmp_path / "runs")  # where the tables look
-    assert variant["recipe"] == changed["recipe"]
+    variant = of(*CELL, "protocol=fast", f"results_dir={tmp_path}", override)
+    assert variant.protocol.startswith("fast-")
+    assert variant.results_dir == tmp_path / "sweeps"
+    assert variant.record_file != plain.record_file
+    assert not variant.record_file.is_relative_to(tmp_path / "runs")  # where the tables look
+    assert variant.recipe == changed.recipe
 
 
 def test_variants_differ_by_setting_and_agree_over_seeds():
     def name(*overrides):
-        return as_variant(compose_run([*CELL, *overrides]))["protocol"]["name"]
+        return of(*CELL, *overrides).protocol
 
-    names = [name("protocol.mnist.lr=0.1"), name("protocol.mnist.lr=0.2"), name("protocol.mnist.steps=5")]
+    names = [
+        name("protocol.mnist.optimiser.lr=0.1"),
+        name("protocol.mnist.optimiser.lr=0.2"),
+        name("protocol.mnist.steps=5"),
+    ]
     assert len(set(names)) == 3
-    assert name("protocol.mnist.lr=0.1", "seed=4") == names[0]
+    assert name("protocol.mnist.optimiser.lr=0.1", "seed=4") == names[0]
 
 
 def test_a_time_budget_ends_in_success_and_says_how_to_go_on(toy_data_dir, tmp_path):

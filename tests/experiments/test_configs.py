@@ -10,7 +10,6 @@ import yaml
 from experiments.config import CONF, compose_config, compose_run, options
 from stn.data.distortions import distortion
 from stn.families import FAMILIES
-from stn.families.mnist import MnistRecipe, parameter_budget
 from stn.nets.budget import TOLERANCE, count_parameters
 from stn.nets.mnist import Architecture, Cnn, build_within_budget
 from stn.results.tables import load_table
@@ -36,25 +35,25 @@ def parameters(architecture, canvas, classes, pool, budget):
 @pytest.mark.parametrize("task", MNIST)
 def test_every_cell_composes_and_its_network_is_within_the_budget_of_every_protocol(task, model):
     settings = composed(task, model, "paper")
-    assert (settings["task"]["name"], settings["model"]["name"]) == (task, model)
-    recipes = [composed(task, "fcn", protocol)["recipe"] for protocol in PROTOCOLS]
-    assert recipes[-1] == settings["recipe"]  # a recipe does not depend on the model
-    architecture = Architecture(**{name: value for name, value in settings["model"].items() if name != "name"})
-    canvas, classes = distortion(**settings["task"]["distortion"]).canvas, settings["task"]["classes"]
-    for fraction in {MnistRecipe(**recipe).budget_fraction for recipe in recipes}:
-        budget = parameter_budget(settings["task"], fraction)
-        found = parameters(architecture, canvas, classes, settings["task"]["st_output_pool"], budget)
+    assert (settings.task.name, settings.model.name) == (task, model)
+    recipes = [composed(task, "fcn", protocol).recipe for protocol in PROTOCOLS]
+    assert recipes[-1] == settings.recipe  # a recipe does not depend on the model
+    architecture = Architecture(**settings.model.model_dump(exclude={"name"}))
+    canvas = distortion(**settings.task.distortion).canvas
+    for fraction in {recipe["budget_fraction"] for recipe in recipes}:
+        budget = round(settings.task.budget * fraction)
+        found = parameters(architecture, canvas, 10, settings.task.st_output_pool, budget)
         assert abs(found / budget - 1) <= TOLERANCE
 
 
 def test_budgets_are_the_papers_around_400k_but_on_28_px_those_of_a_cnn_with_its_most_filters():
-    budgets = {task: composed(task, "fcn", "paper")["task"]["budget"] for task in (*MNIST, "addition")}
+    budgets = {task: composed(task, "fcn", "paper").task.budget for task in (*MNIST, "addition")}
     assert {task: budgets.pop(task) for task in ("mnist_rts", "mnist_tc", "addition")} == dict.fromkeys(
         ("mnist_rts", "mnist_tc", "addition"), 400_000
     )
     assert set(budgets.values()) == {count_parameters(Cnn((1, 28, 28), (64, 64)))}
     for protocol in ("fast", "modern", "paper"):
-        assert composed("mnist_r", "fcn", protocol)["recipe"]["budget_fraction"] == 1
+        assert composed("mnist_r", "fcn", protocol).recipe["budget_fraction"] == 1
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -78,25 +77,19 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
     paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
     for family in families:
         assert content[family].keys() == paper[family].keys()
+        assert {"name", "lr", "weight_decay"} <= content[family]["optimiser"].keys()
 
 
 # -- the paper's numbers (Sect. 4.1, App. A.4) ----------------------------------------------------------------------
 
 
 def test_the_papers_protocol_has_the_papers_numbers():
-    assert composed("mnist_r", "fcn", "paper")["recipe"] == {
+    assert composed("mnist_r", "fcn", "paper").recipe == {
         "budget_fraction": 1,
         "batch_size": 256,
         "steps": 150_000,
-        "optimiser": "sgd",
-        "lr": 0.01,
-        "momentum": 0.9,
-        "nesterov": False,
-        "weight_decay": 0,
-        "schedule": "step",
-        "lr_step_every": 50_000,
-        "lr_step_factor": 0.1,
-        "warmup_fraction": 0,
+        "optimiser": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 0},
+        "schedule": {"name": "step", "every": 50_000, "factor": 0.1},
         "localiser_lr_multiplier": 1,
         "padding": "zeros",
         "antialias": False,
@@ -115,16 +108,15 @@ def test_the_papers_protocol_has_the_papers_numbers():
     ],
 )
 def test_a_task_has_the_papers_distortion(task, distorted, pool):
-    settings = composed(task, "fcn", "paper")["task"]
-    assert settings["distortion"] == distorted
-    assert settings["st_output_pool"] == pool
-    assert settings["classes"] == 10
+    settings = composed(task, "fcn", "paper").task
+    assert settings.distortion == distorted
+    assert settings.st_output_pool == pool
 
 
 @pytest.mark.parametrize("model", TABLE_1_MODELS)
 def test_a_model_is_what_its_name_says(model):
     *st, classifier, transformation = model.split("_") if "_" in model else (model, None)
-    settings = composed("mnist_r", model, "paper")["model"]
+    settings = composed("mnist_r", model, "paper").model.model_dump()
     localisation = {"fcn": "fc", "cnn": "conv"}[classifier] if st else None
     assert settings == {
         "name": model,
@@ -164,7 +156,7 @@ def test_table_5_has_the_papers_numbers():
 
 
 def test_modern_is_the_papers_networks_in_a_tenth_of_its_steps():
-    modern, paper = (composed("mnist_r", "st_cnn_tps", protocol)["recipe"] for protocol in ("modern", "paper"))
+    modern, paper = (composed("mnist_r", "st_cnn_tps", protocol).recipe for protocol in ("modern", "paper"))
     assert 10 * modern["steps"] <= paper["steps"]
     assert [modern[k] for k in ("budget_fraction", "batch_size")] == [
         paper[k] for k in ("budget_fraction", "batch_size")
@@ -175,10 +167,10 @@ def test_modern_is_the_papers_networks_in_a_tenth_of_its_steps():
 def test_co_localisation_is_the_papers(task, n_patches):
     for protocol in PROTOCOLS:
         settings = composed(task, "coloc_st", protocol)
-        assert settings["recipe"]["encoder_protocol"] == protocol
-    assert settings["recipe"]["images_per_class"] == 100
-    assert settings["recipe"]["alpha"] == 1
-    assert (settings["task"]["clutter"]["canvas"], settings["task"]["clutter"]["n_patches"]) == (84, n_patches)
+        assert settings.recipe["encoder_protocol"] == protocol
+    assert settings.recipe["images_per_class"] == 100
+    assert settings.recipe["alpha"] == 1
+    assert (settings.task.clutter["canvas"], settings.task.clutter["n_patches"]) == (84, n_patches)
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------
@@ -203,10 +195,10 @@ def test_reproduce_composes_for_every_table(table, protocol):
 def test_only_the_cnn_adds_in_fewer_steps_and_in_bf16_and_only_at_fast():
     for protocol in PROTOCOLS:
         cnn, fcn = (composed("addition", model, protocol) for model in ("cnn", "st2_fcn_tps"))
-        assert (cnn["recipe"]["steps"] < fcn["recipe"]["steps"]) == (protocol == "fast")
-        assert cnn["recipe"] | {"steps": 0} == fcn["recipe"] | {"steps": 0}
-        assert (cnn["precision"], fcn["precision"]) == ("bf16" if protocol == "fast" else "float32", "float32")
-        assert composed("mnist_r", "cnn", protocol)["precision"] == "float32"
+        assert (cnn.recipe["steps"] < fcn.recipe["steps"]) == (protocol == "fast")
+        assert cnn.recipe | {"steps": 0} == fcn.recipe | {"steps": 0}
+        assert (cnn.precision, fcn.precision) == ("bf16" if protocol == "fast" else "float32", "float32")
+        assert composed("mnist_r", "cnn", protocol).precision == "float32"
 
 
 # -- environments ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from experiments import dashboard
 from experiments.config import CONF
 from stn.results.tables import load_table
-from stn.train.run import run
+from tests.tiny import run
 
 LINE = "Mean error of each model"
 

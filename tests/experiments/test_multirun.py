@@ -6,8 +6,8 @@ import pytest
 
 from experiments import train
 from experiments.config import CONF
+from stn.many import pool
 from stn.results.records import read_records
-from stn.train import pool
 
 SMALL = ["protocol=smoke", "protocol.mnist.steps=20", "protocol.mnist.batch_size=4", "device=cpu", "progress=false"]
 
@@ -18,7 +18,7 @@ def multirun(monkeypatch, toy_mnist, tmp_path):
     train_stack, groups = pool.train_stack, []
 
     def noted(stack, *more, **named):
-        groups.append([(s["task"]["name"], s["model"]["name"], s["seed"]) for s in stack])
+        groups.append([(s.task.name, s.model.name, s.seed) for s in stack])
         return train_stack(stack, *more, **named)
 
     monkeypatch.setattr(pool, "train_stack", noted)
@@ -35,7 +35,9 @@ def multirun(monkeypatch, toy_mnist, tmp_path):
             train.train()
         finally:
             found = read_records(results / "sweeps")
-            call.records = {(r["task"], r["model"], r["seed"], r["config"]["recipe"]["lr"]): r for r in found}
+            call.records = {
+                (r["task"], r["model"], r["seed"], r["config"]["recipe"]["optimiser"]["lr"]): r for r in found
+            }
         return list(groups), call.records
 
     return call
@@ -59,7 +61,7 @@ def test_a_grid_trains_as_one_stack_per_network_and_ends_as_if_each_run_had_trai
 
 def test_a_job_that_cannot_run_leaves_the_stack_of_the_others_alone(multirun):
     with pytest.raises(ValueError, match="lr must be 0 or more"):
-        multirun("bad", "task=mnist_r", "model=fcn", "seed=0,1", "protocol.mnist.lr=0.01,-1", "stack=true")
+        multirun("bad", "task=mnist_r", "model=fcn", "seed=0,1", "protocol.mnist.optimiser.lr=0.01,-1", "stack=true")
     assert {key[2:] for key in multirun.records} == {(0, 0.01), (1, 0.01)}
 
 

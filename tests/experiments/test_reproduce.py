@@ -14,10 +14,10 @@ from rich.console import Console
 
 from experiments import reproduce
 from experiments.config import compose_config, compose_run
-from stn.results.records import read_record, record_path, write_record
-from stn.train.pool import Finished, Progress
-from stn.train.run import OutOfTime, run
-from stn.train.settings import run_key
+from stn.many.pool import Finished, Progress
+from stn.results.records import read_record, write_record
+from stn.train.stopped import OutOfTime
+from tests.tiny import run
 
 VERB = Path(__file__).parents[1] / "train" / "toy_verb.py"
 CELLS = ("mnist_r/fcn", "mnist_r/st_fcn_affine", "mnist_e/fcn", "mnist_e/st_fcn_affine")
@@ -45,15 +45,15 @@ def call(monkeypatch, capsys, overrides):
 
     def one_by_one(stacks, workers, deadline, job):
         for index, (settings,) in enumerate(stacks):
-            cell = f"{settings['task']['name']}/{settings['model']['name']}"
-            ran.append(str(run_key(settings)))
+            cell = f"{settings.task.name}/{settings.model.name}"
+            ran.append(str(settings.key))
             yield Progress(index, 50)
             if cell in broken:
                 yield Finished(index, None, RuntimeError("no\nroom"))
             else:
                 yield Finished(index, [run(settings)], None)
 
-    monkeypatch.setattr("stn.train.pool.run_all", one_by_one)
+    monkeypatch.setattr("stn.many.pool.run_all", one_by_one)
     monkeypatch.setattr("experiments.figures.draw_all", lambda *_: [])  # tested on their own
     monkeypatch.setattr(reproduce, "console", Console(width=300, highlight=False))
     verb = inspect.unwrap(reproduce.reproduce)
@@ -94,7 +94,7 @@ def cell(overrides, tiny):
 
 def put(settings, **changes):
     """Leaves a record of a run that was not made; returns its path."""
-    path = record_path(settings["results_dir"], run_key(settings))
+    path = settings.record_file
     like = run(settings)
     write_record(path, {**like, "finished_at": "2025-01-01T00:00:00+00:00", **changes})
     return path
@@ -138,7 +138,7 @@ def test_out_of_time_before_what_the_others_begin_with_they_are_left(monkeypatch
         deadlines.append(deadline)
         yield from (Finished(index, None, OutOfTime("stopped")) for index, _ in enumerate(stacks))
 
-    monkeypatch.setattr("stn.train.pool.run_all", late)
+    monkeypatch.setattr("stn.many.pool.run_all", late)
     _, said = call("table=table5", "tasks=null", "models=null", "time_budget_s=600")
     assert len(deadlines) == 1
     assert "the time budget is used up; 3 runs are left" in said
@@ -149,7 +149,7 @@ def test_an_estimate_goes_by_the_latest_run_of_the_model_in_that_precision(call,
         return float(re.search(r"about ([\d.]+) hours", call("dry_run=true", *overrides)[1])[1])
 
     def took(day, precision, hours):
-        settings = cell("mnist_r/fcn", seed=10 - day) | {"precision": precision}
+        settings = cell("mnist_r/fcn", seed=10 - day).changed(precision=precision)
         put(settings, wall_s=3600.0 * hours, finished_at=f"2025-01-0{day}T00:00:00+00:00")
 
     assert "no estimate" in call("dry_run=true")[1]
@@ -251,7 +251,7 @@ def test_killing_the_command_ends_its_workers_and_the_next_call_completes(
     cells = ["tasks=[mnist_r]", "models=[fcn,st_cnn_affine]", "workers=2"]
     command = [sys.executable, str(VERB), "experiments.reproduce", *overrides, *cells]
     small = "protocol.mnist.batch_size=16"
-    environment = os.environ | {"TOY_DATA_DIR": str(toy_md5), "TOY_CHECKPOINT_EVERY_S": "0", "COLUMNS": "300"}
+    environment = os.environ | {"TOY_DATA_DIR": str(toy_md5), "TOY_EVERY_S": "0", "COLUMNS": "300"}
     environment["TOY_OVERRIDES"] = small
     monkeypatch.setattr(reproduce, "compose_run", lambda overrides: compose_run([*overrides, small]))
     runs = tmp_path / "results" / "runs"

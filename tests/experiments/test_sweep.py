@@ -9,13 +9,14 @@ from rich.console import Console
 
 from experiments import sweep
 from experiments.cli import explain
-from experiments.config import compose_config, options, resolved
+from experiments.config import compose_config, compose_run, options, resolved
+from stn.families import network
+from stn.many.pool import Finished
 from stn.results.records import read_record
-from stn.train.pool import Finished
 
 optuna = pytest.importorskip("optuna")
 
-from stn.train import search as searching  # noqa: E402
+from stn.many import search as searching  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -35,7 +36,7 @@ def call(monkeypatch, capsys, toy_mnist, tmp_path):
             except Exception as error:
                 yield Finished(index, None, error)
 
-    monkeypatch.setattr("stn.train.executors.launch", one_by_one)
+    monkeypatch.setattr("stn.many.executors.launch", one_by_one)
     common = ["sweep=localiser", "protocol=smoke", "task=mnist_r", "model=st_fcn_affine", "device=cpu"]
     common += ["protocol.mnist.steps=100", "protocol.mnist.batch_size=4", "sweep.trials=2"]
     common += [f"results_dir={tmp_path / 'results'}", f"output_dir={tmp_path / 'outputs'}"]
@@ -79,10 +80,10 @@ def test_every_trial_is_a_run_with_a_record_and_the_table_says_what_these_say(ca
     table = pd.read_csv(folder / "trials.csv")
     for record in found:
         recipe = record["config"]["recipe"]
-        (row,) = table[table["lr"].sub(recipe["lr"]).abs() < 1e-12].to_dict("records")
+        (row,) = table[table["optimiser.lr"].sub(recipe["optimiser"]["lr"]).abs() < 1e-12].to_dict("records")
         assert row["held-out error, %"] == pytest.approx(record["metrics"]["test/error_pct"])
         assert row["localiser_lr_multiplier"] == pytest.approx(recipe["localiser_lr_multiplier"])
-        assert 0.001 <= recipe["lr"] <= 0.02
+        assert 0.001 <= recipe["optimiser"]["lr"] <= 0.02
         assert record["config"]["evaluate"] == "heldout"
     assert table["held-out error, %"].is_monotonic_increasing
     assert {path.name for path in folder.iterdir()} >= {"trials.md", "trials.csv"}
@@ -90,8 +91,8 @@ def test_every_trial_is_a_run_with_a_record_and_the_table_says_what_these_say(ca
         assert (folder / plot).read_bytes().startswith(b"\x89PNG")
     command = re.search(r"experiments.train (.*)", said)[1].split()
     best = min(found, key=lambda record: record["metrics"]["test/error_pct"])
-    assert resolved(compose_config("train", command))["recipe"] == best["config"]["recipe"]
-    assert resolved(compose_config("train", command))["evaluate"] == "test"
+    assert compose_run(command).recipe == best["config"]["recipe"]
+    assert compose_run(command).evaluate == "test"
 
 
 def test_a_finished_search_trains_nothing_and_a_longer_one_goes_on(call, trials, tmp_path):
@@ -105,16 +106,16 @@ def test_a_finished_search_trains_nothing_and_a_longer_one_goes_on(call, trials,
 
 
 def test_an_interrupted_trial_is_taken_up_again(monkeypatch, call, trials, tmp_path):
-    train = searching.run_stack
+    train = searching.train
 
-    def killed(*arguments):
+    def killed(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(searching, "run_stack", killed)
+    monkeypatch.setattr(searching, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         call()
     assert states(trials()) == ["RUNNING"]
-    monkeypatch.setattr(searching, "run_stack", train)
+    monkeypatch.setattr(searching, "train", train)
     assert "2 of 2 trials to do" in call()
     assert states(trials()) == ["FAIL"] + ["COMPLETE"] * 2
     assert trials()[1].params == trials()[0].params
@@ -131,7 +132,7 @@ def test_a_record_that_is_there_is_not_trained_again(monkeypatch, call, trials, 
         call("sweep.trials=1")
     (record,) = records(tmp_path)
     monkeypatch.setattr(optuna.Study, "tell", tell)
-    monkeypatch.setattr(searching, "run_stack", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("stn.train.run.build", lambda run: pytest.fail("trained again"))
     call("sweep.trials=1")
     assert trials()[1].value == record["metrics"]["test/error_pct"]
 
@@ -154,23 +155,22 @@ def test_pruners_and_samplers_know_the_training_error(call, trials, pruner):
 
 
 def test_a_diverged_trial_has_no_error(call, trials, tmp_path):
-    diverging = ["protocol.mnist.optimiser=sgd", "protocol.mnist.schedule=step"]
-    call(*diverging, "sweep.space.lr.low=1e12", "sweep.space.lr.high=1e13", "sweep.trials=1")
+    call("sweep.space.optimiser.lr.low=1e30", "sweep.space.optimiser.lr.high=1e31", "sweep.trials=1")
     (trial,) = trials()
     assert (trial.state.name, trial.value) == ("PRUNED", None)
     assert [record["status"] for record in records(tmp_path)] == ["diverged"]
 
 
 def test_a_trial_that_raises_fails_is_named_and_replaced_by_the_next_call(monkeypatch, call, trials):
-    train, calls = searching.run_stack, []
+    train, calls = searching.train, []
 
-    def first_fails(*arguments):
+    def first_fails(*arguments, **named):
         calls.append(arguments)
         if len(calls) == 1:
             raise RuntimeError("no\nroom")
-        return train(*arguments)
+        return train(*arguments, **named)
 
-    monkeypatch.setattr(searching, "run_stack", first_fails)
+    monkeypatch.setattr(searching, "train", first_fails)
     with pytest.raises(SystemExit, match="a trial failed: RuntimeError: no room"):
         call("sweep.trials=2")
     assert states(trials()) == ["FAIL", "COMPLETE"]
@@ -179,17 +179,20 @@ def test_a_trial_that_raises_fails_is_named_and_replaced_by_the_next_call(monkey
 
 
 def test_trials_that_can_share_a_program_do(monkeypatch, call, trials, tmp_path):
-    train, together = searching.run_stack, []
+    train, together = searching.train, []
 
-    def counted(stack, *arguments):
+    def counted(stack, *arguments, **named):
         together.append(len(stack))
-        return train(stack, *arguments)
+        return train(stack, *arguments, **named)
 
-    monkeypatch.setattr(searching, "run_stack", counted)
+    monkeypatch.setattr(searching, "train", counted)
     call("stack=true")
     assert together == [2]
-    found = {record["config"]["recipe"]["lr"]: record["metrics"]["test/error_pct"] for record in records(tmp_path)}
-    assert {trial.params["lr"]: trial.value for trial in trials()} == found
+    found = {
+        record["config"]["recipe"]["optimiser"]["lr"]: record["metrics"]["test/error_pct"]
+        for record in records(tmp_path)
+    }
+    assert {trial.params["optimiser.lr"]: trial.value for trial in trials()} == found
     assert len(found) == 2
 
 
@@ -207,9 +210,9 @@ def test_trials_that_cannot_share_a_program_are_asked_for_one_by_one(monkeypatch
         ("sweep.sampler=grid", "sweep.sampler must be one of tpe, random, got 'grid'"),
         ("sweep.pruner=all", "sweep.pruner must be one of none, median, hyperband, got 'all'"),
         ("+sweep.space.rate=[1]", "sweep.space.rate: no such setting in the protocol; allowed: antialias"),
-        ("+sweep.space.momentum=[]", "sweep.space.momentum must be a list of values or {low, high, log}"),
-        ("sweep.space.lr.low=1", "low < high, got {'low': 1, 'high': 0.02"),
-        ("sweep.space.lr.low=0", "sweep.space.lr must be"),  # of a logarithm
+        ("+sweep.space.steps=[]", "sweep.space.steps must be a list of values or {low, high, log}"),
+        ("sweep.space.optimiser.lr.low=1", "low < high, got {'low': 1, 'high': 0.02"),
+        ("sweep.space.optimiser.lr.low=0", "sweep.space.optimiser.lr must be"),  # of a logarithm
         ("sweep.space={}", "sweep.space is empty"),
         ("stack=often", "stack must be one of auto, True, False, got 'often'"),
         ("task=mnist_r model=fcn protocol.mnist.batch_size=0", "recipe.batch_size"),
@@ -217,7 +220,7 @@ def test_trials_that_cannot_share_a_program_are_asked_for_one_by_one(monkeypatch
 )
 def test_a_search_that_cannot_be_is_refused_in_a_line(call, tmp_path, override, named):
     if override == "sweep.space={}":
-        override = "~sweep.space.lr ~sweep.space.localiser_lr_multiplier ~sweep.space.warmup_fraction"
+        override = "~sweep.space.optimiser ~sweep.space.localiser_lr_multiplier ~sweep.space.schedule"
     with pytest.raises(ValueError, match=re.escape(named)) as error:
         call(*override.split())
     assert "\n" not in str(error.value)
@@ -229,17 +232,19 @@ def test_every_search_of_conf_can_be_run(name):
     wanted = resolved(compose_config("sweep", [f"sweep={name}", "device=cpu"]))
     assert wanted["sweep"]["name"] == name
     assert wanted["evaluate"] == "heldout"
-    searching.check(sweep._search(wanted))
-    for found in wanted["sweep"]["space"].values():
-        assert isinstance(found, list) or found["low"] < found["high"]
+    search = sweep._search(wanted)
+    searching.check(search)
+    network(search.run)
+    for values in search.space.values():
+        assert isinstance(values, list) or values["low"] < values["high"]
 
 
 def test_the_name_of_a_study_changes_with_what_would_change_its_numbers():
     def name(*overrides):
         return sweep._search(resolved(compose_config("sweep", ["sweep=localiser", "device=cpu", *overrides]))).study
 
-    numbers = ["seed=1", "task=mnist_r", "model=cnn", "protocol.mnist.steps=9", "sweep.space.lr.high=0.5"]
-    others = ["workers=9", "sweep.trials=99", "launcher=ray", "sweep.pruner=none", "progress=true", "note=x"]
+    numbers = ["seed=1", "task=mnist_r", "model=cnn", "protocol.mnist.steps=9", "sweep.space.optimiser.lr.high=0.5"]
+    others = ["workers=9", "sweep.trials=99", "launcher=ray", "sweep.pruner=none", "progress=true", "protocol_note=x"]
     assert len({name(), *map(name, numbers)}) == 1 + len(numbers)
     assert {name(), *map(name, others)} == {name()}
 

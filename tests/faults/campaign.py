@@ -192,7 +192,7 @@ def twice(folder: Path, digits: Path, n: int, chance: random.Random) -> Iterator
 
 def bits(folder: Path, digits: Path, n: int, chance: random.Random) -> Iterator[Row]:
     """Of checkpoints, weights and records: read by this process, for only reading is at stake."""
-    from stn.train.saved import load
+    from stn.saved import load
 
     runs = [[small_run(digits, steps=100)]]
     whole = Child(folder / "run", train_runs, digits, runs).wait()

@@ -85,11 +85,11 @@ def small_run(digits: Path, model: str = "st_fcn_affine", seed: int = 0, steps: 
 
 def train_runs(digits: Path, stacks: list[list[list[str]]]) -> None:
     """Trains stacks of runs as a worker does, with a checkpoint after every chunk."""
-    import stn.train.run
-    from stn.train.pool import train_stack
+    import stn.train.checkpoints
+    from stn.many.pool import train_stack
 
     take_for_mnist(digits)
-    stn.train.run.CHECKPOINT_EVERY = timedelta(0)
+    stn.train.checkpoints.EVERY = timedelta(0)
     for stack in stacks:
         train_stack([compose_run([*overrides, "progress=false"]) for overrides in stack], None, None)
 

@@ -76,14 +76,13 @@ def two_at_once(folder: Path, digits: Path, chance: random.Random) -> tuple[list
 def count_trainings(file: Path, task: Callable, *arguments) -> None:
     """The task, with a line in `file` for each run that it trains."""
     import stn.train.run
-    from stn.train.settings import run_key
 
-    run_stack = stn.train.run.run_stack
+    built = stn.train.run.build
 
-    def counted(stack, *more):
+    def counted(run):
         with file.open("a") as out:
-            out.writelines(f"{run_key(settings)}\n" for settings in stack)
-        return run_stack(stack, *more)
+            out.write(f"{run.key}\n")
+        return built(run)
 
-    stn.train.run.run_stack = counted
+    stn.train.run.build = counted
     task(*arguments)

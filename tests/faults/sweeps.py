@@ -22,6 +22,8 @@ def check_trials(folder: Path) -> int:
     """How many trials are complete. Raises: AssertionError for one whose value is not that of a record of its own."""
     import optuna
 
+    from stn.many.search import flat
+
     storage = folder / "outputs" / "sweeps.db"
     if not storage.exists():
         return 0
@@ -31,7 +33,7 @@ def check_trials(folder: Path) -> int:
     records = [read_record(path) for path in sorted((folder / "results").rglob("seed*.json"))]
     by_recipe = {}
     for record in records:
-        recipe = {name: record["config"]["recipe"][name] for name in complete[0].params} if complete else {}
+        recipe = {name: flat(record["config"]["recipe"])[name] for name in complete[0].params} if complete else {}
         by_recipe[json.dumps(recipe, sort_keys=True)] = record
     for trial in complete:
         record = by_recipe[json.dumps(trial.params, sort_keys=True)]
@@ -45,14 +47,13 @@ def train_again(digits: Path, records: list[Path]) -> None:
     from zygote import take_for_mnist
 
     from experiments.config import compose_run
-    from experiments.train import as_variant
-    from stn.train.run import run
+    from stn.train.run import train
 
     take_for_mnist(digits)
     for path in records:
         recipe = read_record(path)["config"]["recipe"]
-        changed = [f"protocol.mnist.{name}={value}" for name, value in recipe.items() if value is not None]
-        run(as_variant(compose_run([*small_run(digits, "fcn"), *changed, "evaluate=heldout", "progress=false"])))
+        run = compose_run([*small_run(digits, "fcn"), "evaluate=heldout", "progress=false"])
+        train([run.changed(recipe=recipe).variant()])
 
 
 def harass_sweep(folder: Path, digits: Path, kills: int, chance: random.Random) -> tuple[int, int]:

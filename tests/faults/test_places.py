@@ -8,11 +8,11 @@ from campaign import one_line
 from kills import record_parts, small_run, train_runs
 from zygote import Child, write_toy_digits
 
+from stn.many import pool
 from stn.results.records import read_record
-from stn.train import pool
 from stn.train import run as run_module
-from stn.train.claim import Busy, claimed
-from stn.train.settings import record_file
+from stn.train.claim import claimed
+from stn.train.stopped import Busy
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +57,18 @@ def test_a_preparation_on_a_full_disk_leaves_nothing_half_done(tmp_path):
 
 def test_a_run_that_another_command_has_finished_meanwhile_is_not_trained_again(toy_mnist, settings_of, monkeypatch):
     first, second = (settings_of("mnist_r", "fcn", f"seed={k}", steps=50, batch_size=4) for k in range(2))
-    nothing = {str(record_file(settings)): None for settings in (first, second)}
+    nothing = {str(settings.record_file): None for settings in (first, second)}
     (done,) = pool.train_stack([first], None, None)
-    trained, run_stack = [], run_module.run_stack
+    trained, built = [], run_module.build
 
-    def noted(stack, *arguments):
-        trained.extend(settings["seed"] for settings in stack)
-        return run_stack(stack, *arguments)
+    def noted(run):
+        trained.append(run.seed)
+        return built(run)
 
-    monkeypatch.setattr(run_module, "run_stack", noted)
+    monkeypatch.setattr(run_module, "build", noted)
     records = pool.train_stack([first, second], None, None, nothing)
     assert trained == [1]
-    assert records[0] == read_record(record_file(first)) == {**done, "git": records[0]["git"]}
+    assert records[0] == read_record(first.record_file) == {**done, "git": records[0]["git"]}
     listed = {path: record["finished_at"] for path, record in zip(nothing, records, strict=True)}
     pool.train_stack([first], None, None, listed)  # the record that was listed is to be replaced
     assert trained == [1, 0]

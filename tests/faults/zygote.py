@@ -101,11 +101,11 @@ def take_for_mnist(digits: Path) -> None:
 def command(digits: Path, *argv: str) -> None:
     """`python -m <argv>` on the toy digits, with a checkpoint after every chunk; runs train here, one by one."""
     import experiments.figures
-    import stn.train.run
-    from stn.train import pool
+    import stn.train.checkpoints
+    from stn.many import pool
 
     take_for_mnist(digits)
-    stn.train.run.CHECKPOINT_EVERY = timedelta(0)
+    stn.train.checkpoints.EVERY = timedelta(0)
     pool.run_all = _one_by_one
     experiments.figures.draw_all = lambda *_: []
     sys.argv = list(argv)
@@ -113,7 +113,7 @@ def command(digits: Path, *argv: str) -> None:
 
 
 def _one_by_one(stacks: list, workers: int, deadline: float | None, job: Callable):
-    from stn.train.pool import Finished
+    from stn.many.pool import Finished
 
     for index, stack in enumerate(stacks):
         try:

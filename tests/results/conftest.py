@@ -14,7 +14,7 @@ def make_record(model="fcn", task="mnist_r", seed=0, wrong: int | np.ndarray = 5
     if not isinstance(wrong, np.ndarray):
         wrong = np.tile(np.arange(1000) < wrong, (2, 1))
     record = {
-        "schema": 1,
+        "schema": 2,
         "status": "ok",
         "reason": None,
         "task": task,

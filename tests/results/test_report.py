@@ -15,9 +15,8 @@ from PIL import Image
 from experiments import report as verb
 from experiments.config import compose_run
 from stn.results.pictures import picture
-from stn.results.records import config_hash, record_path, records_root, run_key, write_record
+from stn.results.records import record_path, records_root, run_key, write_record
 from stn.results.report import _run, duration, write_report
-from stn.train.settings import science
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
@@ -247,12 +246,11 @@ def _decoded(uri: str) -> bytes:
 @pytest.mark.parametrize("overrides", [[], ["evaluate=heldout"], ["task=svhn_64", "model=svhn_cnn", "data=standin"]])
 def test_the_command_of_a_run_composes_its_settings(record, overrides):
     settings = compose_run(["task=mnist_r", "model=fcn", "protocol=smoke", "seed=3", *overrides])
-    names = {name: settings[name]["name"] for name in ("task", "model", "protocol")}
-    config = science(settings)
-    made = record(**names, seed=3, data=settings["data"], config=config, config_hash=config_hash(config))
+    config = settings.config
+    made = record(**settings.key._asdict(), data=settings.data, config=config, config_hash=settings.hash)
     interpreter, flag, module, *again = _run(made).command.split()
     assert (interpreter, flag, module) == ("python", "-m", "experiments.train")
-    assert science(compose_run(again)) == config
+    assert compose_run(again).config == config
 
 
 @pytest.mark.parametrize(

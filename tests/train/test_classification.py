@@ -12,12 +12,13 @@ from experiments.config import compose_run
 from stn.data.mnist import Digits
 from stn.data.seeds import stream_seed
 from stn.families import build
-from stn.families.mnist import MnistRecipe
+from stn.families.mnist import Recipe
 from stn.tasks.classification import Classification
+from stn.tasks.recipe import Sgd
 from stn.tasks.training import CHUNK_STEPS, computing
-from stn.train.settings import science
+from stn.validation import checked
+from tests.tiny import SGD, STEP
 
-SGD = {"optimiser": "sgd", "schedule": "step", "lr": 0.01}
 BATCH, SEED = 16, 0
 
 
@@ -86,7 +87,10 @@ def assert_equal(found, wanted, **tolerance):
 def test_sgd_steps_are_those_computed_by_hand(module_of, model):
     lr, momentum, decay = 0.02, 0.8, 0.1
     module = module_of(
-        model=model, steps=3, **(SGD | {"lr": lr}), momentum=momentum, weight_decay=decay, lr_step_every=2
+        model=model,
+        steps=3,
+        optimiser=SGD | {"lr": lr, "momentum": momentum, "weight_decay": decay},
+        schedule=STEP | {"every": 2},
     )
     net = plain_net(module)
     velocity = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
@@ -103,7 +107,7 @@ def test_sgd_steps_are_those_computed_by_hand(module_of, model):
 @pytest.mark.parametrize("model", ["fcn", "st_cnn_affine"])
 def test_adamw_steps_are_those_computed_by_hand(module_of, model):
     lr, decay = 0.002, 0.1
-    module = module_of(model=model, steps=3, optimiser="adamw", schedule="step", lr=lr, weight_decay=decay)
+    module = module_of(model=model, steps=3, optimiser={"lr": lr, "weight_decay": decay}, schedule=STEP)
     net = plain_net(module)
     first = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     second = copy.deepcopy(first)
@@ -121,15 +125,19 @@ def test_adamw_steps_are_those_computed_by_hand(module_of, model):
 
 @pytest.mark.parametrize(
     ("model", "recipe"),
-    [("fcn", SGD | {"nesterov": True}), ("st_fcn_tps", {}), ("st_cnn_projective", {"optimiser": "adamw"})],
+    [
+        ("fcn", {"optimiser": SGD | {"nesterov": True}, "schedule": STEP}),
+        ("st_fcn_tps", {}),
+        ("st_cnn_projective", {"optimiser": {"lr": 0.002}}),
+    ],
 )
 def test_chunks_of_steps_are_bit_for_bit_a_plain_loop(module_of, model, recipe):
     steps = CHUNK_STEPS + 10  # one chunk and a part
     module = module_of("mnist_r", model, steps=steps, **recipe)
-    r, net = module.recipe, plain_net(module)
-    if r.optimiser == "sgd":
-        optimiser = torch.optim.SGD(net.parameters(), r.lr, r.momentum, nesterov=r.nesterov, fused=True)
-        schedule = torch.optim.lr_scheduler.StepLR(optimiser, r.lr_step_every, r.lr_step_factor)
+    r, net = module.recipe.optimiser, plain_net(module)
+    if isinstance(r, Sgd):
+        optimiser = torch.optim.SGD(net.parameters(), r.lr, r.momentum, nesterov=True, fused=True)
+        schedule = torch.optim.lr_scheduler.StepLR(optimiser, STEP["every"], STEP["factor"])
     else:
         optimiser = torch.optim.AdamW(net.parameters(), r.lr, weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -146,7 +154,7 @@ def test_chunks_of_steps_are_bit_for_bit_a_plain_loop(module_of, model, recipe):
 
 
 def test_the_curve_has_the_mean_loss_and_error_of_every_chunk(module_of):
-    module = module_of(steps=CHUNK_STEPS + 10, **(SGD | {"lr": 0.0}))
+    module = module_of(steps=CHUNK_STEPS + 10, optimiser=SGD | {"lr": 0.0}, schedule=STEP)
     net = plain_net(module)
     with torch.no_grad():
         found = [
@@ -166,7 +174,7 @@ def test_the_curve_has_the_mean_loss_and_error_of_every_chunk(module_of):
 @pytest.mark.parametrize("model", ["fcn", "cnn", "st_fcn_affine", "st_fcn_tps", "st_cnn_affine", "st_cnn_projective"])
 def test_the_localiser_multiplier_reaches_exactly_the_transformers_parameters(module_of, model):
     def change(multiplier):
-        module = module_of(model=model, steps=1, localiser_lr_multiplier=multiplier, **SGD)
+        module = module_of(model=model, steps=1, localiser_lr_multiplier=multiplier, optimiser=SGD, schedule=STEP)
         before = {name: p.detach().clone() for name, p in module.net.named_parameters()}
         return {name: p.detach() - before[name] for name, p in fit(module).net.named_parameters()}
 
@@ -186,7 +194,9 @@ def test_every_parameter_is_trained(module_of, model):
 
 
 def test_the_step_schedule_divides_the_rate_at_its_steps(module_of):
-    module = module_of(model="st_fcn_affine", steps=110, batch_size=2, lr_step_every=40, **SGD)
+    module = module_of(
+        model="st_fcn_affine", steps=110, batch_size=2, optimiser=SGD | {"lr": 0.01}, schedule=STEP | {"every": 40}
+    )
     (lrs, localiser) = zip(*fit(module).lrs, strict=True)
     assert lrs == pytest.approx([0.01] * 40 + [0.001] * 40 + [0.0001] * 30)
     assert localiser == lrs
@@ -194,7 +204,9 @@ def test_the_step_schedule_divides_the_rate_at_its_steps(module_of):
 
 def test_one_cycle_warms_up_to_its_peak_and_ends_at_nothing(module_of):
     steps, peak = 99, 0.006
-    module = module_of(model="st_fcn_affine", steps=steps, batch_size=2, lr=peak, localiser_lr_multiplier=0.5)
+    module = module_of(
+        model="st_fcn_affine", steps=steps, batch_size=2, optimiser={"lr": peak}, localiser_lr_multiplier=0.5
+    )
     (lrs, localiser) = zip(*fit(module).lrs, strict=True)
     top = 19  # warmup_fraction 0.2 of 100
     assert lrs[0] == pytest.approx(peak / 25)
@@ -210,57 +222,82 @@ def test_one_cycle_warms_up_to_its_peak_and_ends_at_nothing(module_of):
 # -- recipes --------------------------------------------------------------------------------------------------------
 
 
-GOOD = compose_run(["task=mnist_r", "model=fcn", "protocol=paper"])["recipe"]
+GOOD = compose_run(["task=mnist_r", "model=fcn", "protocol=paper"]).recipe
+
+
+def recipe(name, value):
+    """The paper's, with another value of the setting with this dotted name."""
+    group, _, last = name.rpartition(".")
+    changed = {group: GOOD[group] | {last: value}} if group else {last: value}
+    return checked(Recipe, GOOD | changed, "recipe")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("optimiser", "adam", "'sgd', 'adamw'"),
-        ("schedule", "cosine", "'step', 'milestones', 'one_cycle'"),
-        ("padding", "reflect", "'zeros', 'border'"),
-        ("steps", 1.5, "int"),
-        ("steps", "many", "int"),
-        ("steps", True, "int"),
-        ("steps", None, "int"),
-        ("lr", "0.1", "float"),
-        ("lr", False, "float"),
-        ("nesterov", 1, "bool"),
-        ("nesterov", "false", "bool"),
-        ("optimiser", 1, "str"),
-        ("steps", 0, "at least 1"),
-        ("steps", -5, "at least 1"),
-        ("batch_size", 0, "at least 1"),
+        ("optimiser.name", "adam", "sgd, adamw"),
+        ("schedule.name", "cosine", "step, milestones, one_cycle"),
+        ("padding", "reflect", "zeros, border"),
+        ("steps", 1.5, "an integer"),
+        ("steps", "many", "an integer"),
+        ("steps", True, "an integer"),
+        ("steps", None, "an integer"),
+        ("optimiser.lr", "0.1", "a number"),
+        ("optimiser.lr", False, "a number"),
+        ("optimiser.nesterov", 1, "true or false"),
+        ("optimiser.nesterov", "false", "true or false"),
+        ("optimiser.name", 1, "sgd, adamw"),
+        ("steps", 0, "more than 0"),
+        ("steps", -5, "more than 0"),
+        ("batch_size", 0, "more than 0"),
         ("budget_fraction", 0.0, "more than 0"),
-        ("test_draws", 0, "at least 1"),
-        ("lr_step_every", 0, "at least 1"),
-        ("lr", -0.1, "0 or more"),
-        ("lr", math.nan, "0 or more"),
-        ("lr", math.inf, "0 or more"),
-        ("momentum", -1.0, "0 or more"),
-        ("weight_decay", -1.0, "0 or more"),
+        ("test_draws", 0, "more than 0"),
+        ("schedule.every", 0, "more than 0"),
+        ("optimiser.lr", -0.1, "0 or more"),
+        ("optimiser.lr", math.nan, "a finite number"),
+        ("optimiser.lr", math.inf, "a finite number"),
+        ("optimiser.momentum", -1.0, "0 or more"),
+        ("optimiser.weight_decay", -1.0, "0 or more"),
         ("localiser_lr_multiplier", -1.0, "0 or more"),
-        ("lr_step_factor", -1.0, "0 or more"),
-        ("warmup_fraction", 1.5, "0 to 1"),
-        ("warmup_fraction", -0.5, "0 to 1"),
+        ("schedule.factor", -1.0, "0 or more"),
     ],
 )
 def test_a_recipe_refuses_what_cannot_be(name, value, allowed):
-    with pytest.raises(ValueError, match=rf"^recipe\.{name} ") as error:
-        MnistRecipe(**GOOD | {name: value})
+    with pytest.raises(ValueError, match=rf"^recipe\.{name} must be ") as error:
+        recipe(name, value)
     message = str(error.value)
     assert "\n" not in message
     assert repr(value) in message
     assert allowed in message
 
 
+@pytest.mark.parametrize("share", [1.5, -0.5])
+def test_a_warm_up_is_a_share_of_the_steps(share):
+    with pytest.raises(ValueError, match=r"^recipe\.schedule\.warmup_fraction must be [01]\.0 or"):
+        recipe("schedule", {"name": "one_cycle", "warmup_fraction": share})
+
+
+@pytest.mark.parametrize("name", ["lr", "optimiser.warmup_fraction", "schedule.momentum", "filters"])
+def test_a_recipe_has_no_key_that_is_not_read(name):
+    with pytest.raises(ValueError, match=f"^unknown key 'recipe.{name}'$"):
+        recipe(name, 1)
+
+
+@pytest.mark.parametrize("name", ["steps", "optimiser", "optimiser.momentum", "schedule.name", "schedule.every"])
+def test_a_recipe_lacks_no_key(name):
+    group, _, last = name.rpartition(".")
+    lacking = {key: value for key, value in (GOOD[group] if group else GOOD).items() if key != last}
+    with pytest.raises(ValueError, match=f"^missing key 'recipe.{name}'$"):
+        checked(Recipe, GOOD | {group: lacking} if group else lacking, "recipe")
+
+
 def test_nesterov_without_momentum_is_refused():
-    with pytest.raises(ValueError, match="nesterov"):
-        MnistRecipe(**GOOD | {"nesterov": True, "momentum": 0.0})
+    with pytest.raises(ValueError, match=r"^recipe\.optimiser: nesterov"):
+        recipe("optimiser", SGD | {"nesterov": True, "momentum": 0.0})
 
 
 def test_a_recipe_takes_an_integer_where_a_number_may_have_a_fraction():
-    assert MnistRecipe(**GOOD | {"lr": 1}).lr == 1
+    assert recipe("optimiser.lr", 1).optimiser.lr == 1
 
 
 # -- images ---------------------------------------------------------------------------------------------------------
@@ -275,7 +312,7 @@ def test_training_images_depend_on_seed_and_chunk_only(module_of):
     torch.manual_seed(1)
     images = drawn(module_of("mnist_e", "fcn", steps=steps, batch_size=4))
     torch.manual_seed(2)
-    recipe = {"steps": CHUNK_STEPS + 1, "lr": 0.5, "optimiser": "sgd", "batch_size": 4}
+    recipe = {"steps": CHUNK_STEPS + 1, "optimiser": SGD | {"lr": 0.5}, "batch_size": 4}
     others = drawn(module_of("mnist_e", "st_cnn_tps", **recipe))
     assert all(torch.equal(a, b) for a, b in zip(images, others, strict=False))
     elsewhere = drawn(module_of("mnist_e", "fcn", "seed=1", steps=2, batch_size=4))
@@ -362,12 +399,12 @@ def test_tf32_ends_with_the_training_that_asked_for_it(toy_mnist, settings_of, m
 
 
 def test_precision_belongs_to_the_settings_of_a_record_only_where_it_is_not_the_usual_one(settings_of):
-    assert "precision" not in science(settings_of("mnist_r", "fcn"))
-    assert science(settings_of("mnist_r", "fcn", "precision=bf16"))["precision"] == "bf16"
+    assert "precision" not in settings_of("mnist_r", "fcn").config
+    assert settings_of("mnist_r", "fcn", "precision=bf16").config["precision"] == "bf16"
 
 
 def test_a_warm_up_that_torch_would_divide_by_zero_for_is_refused():
-    one_cycle = GOOD | {"schedule": "one_cycle", "warmup_fraction": 0.2}
-    MnistRecipe(**one_cycle | {"steps": 5})
+    one_cycle = GOOD | {"schedule": {"name": "one_cycle", "warmup_fraction": 0.2}}
+    checked(Recipe, one_cycle | {"steps": 5})
     with pytest.raises(ValueError, match=r"warmup_fraction 0\.2 of 4 steps"):
-        MnistRecipe(**one_cycle | {"steps": 4})
+        checked(Recipe, one_cycle | {"steps": 4})

@@ -12,10 +12,10 @@ from stn.data.errors import DataError
 from stn.families import build, coloc, needs
 from stn.nets.mnist import Cnn
 from stn.results.records import read_record, unpack_wrong
+from stn.settings import RunSettings
 from stn.tasks.colocalisation import Colocalisation, iou, window_boxes_px
-from stn.train import run as run_module
-from stn.train.run import run
-from stn.train.settings import record_file, run_folder
+from stn.train import checkpoints
+from tests.tiny import run, unread
 
 CANVAS = 48
 
@@ -25,17 +25,17 @@ def settings_of_coloc(tmp_path, toy_mnist, monkeypatch):
     """Call it with a task and recipe=…: a run of seconds."""
     monkeypatch.setattr(coloc, "PATCH_DONORS", 30)
 
-    def make(task: str = "coloc_t", **recipe) -> dict:
+    def make(task: str = "coloc_t", **recipe) -> RunSettings:
         tiny = {"images_per_class": 6, "batch_size": 4, "steps": 30, "search_windows": 8, "search_prototypes": 5}
         tiny |= {"fit_steps": 2} | recipe
-        return compose_run(
+        run = compose_run(
             [
                 *(f"task={task}", "model=coloc_st", "protocol=smoke", "device=cpu", "progress=false"),
-                *(f"protocol.coloc.{name}={value}" for name, value in tiny.items()),
                 *(f"task.clutter.canvas={CANVAS}", f"results_dir={tmp_path / 'results'}"),
                 f"output_dir={tmp_path / 'outputs'}",
             ]
         )
+        return run.changed(recipe=run.recipe | tiny)
 
     return make
 
@@ -44,7 +44,8 @@ def settings_of_coloc(tmp_path, toy_mnist, monkeypatch):
 def encoder(settings_of_coloc):
     """A CNN with random weights, as the run of the encoder would leave it; returns its file."""
     torch.manual_seed(1)
-    path = run_folder(coloc.encoder_settings(settings_of_coloc())) / "weights.pt"
+    settings = settings_of_coloc()
+    path = settings.folder_of(*needs(settings)) / "weights.pt"
     path.parent.mkdir(parents=True)
     torch.save(Cnn((1, 28, 28), (3, 4)).state_dict(), path)
     return path
@@ -57,10 +58,15 @@ def never_collapsed(monkeypatch):
 
 def test_a_run_needs_the_weights_of_its_encoder_and_says_how_to_make_them(settings_of_coloc):
     settings = settings_of_coloc()
-    assert needs(settings) == [("mnist_p", "cnn")]
+    assert needs(settings) == [("mnist_p", "cnn", "smoke", 0)]
     with pytest.raises(DataError, match=r"experiments\.train task=mnist_p model=cnn protocol=smoke seed=0$"):
         run(settings)
-    assert not record_file(settings).exists()
+    assert not settings.record_file.exists()
+
+
+def test_each_key_is_read(settings_of_coloc, encoder, never_collapsed, monkeypatch):
+    monkeypatch.setattr(coloc, "prepare_mnist", lambda data_dir: None)
+    assert unread(settings_of_coloc(), monkeypatch) == set()
 
 
 def test_weights_of_another_net_are_refused(settings_of_coloc, encoder):
@@ -76,7 +82,7 @@ def test_too_few_images_of_a_digit_are_said(settings_of_coloc, encoder):
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 1}, {"images_per_class": 3}, {"search_windows": 1}])
 def test_a_recipe_that_cannot_work_is_refused(settings_of_coloc, wrong):
-    with pytest.raises(ValueError, match=r"recipe\.\w+ must be at least"):
+    with pytest.raises(ValueError, match=r"recipe(\.\w+ must be|: images_per_class must be batch_size) .*or more"):
         run(settings_of_coloc(**wrong))
 
 
@@ -84,7 +90,7 @@ def test_a_recipe_that_cannot_work_is_refused(settings_of_coloc, wrong):
 def test_a_run_ends_in_a_record_that_its_weights_confirm(settings_of_coloc, encoder, never_collapsed, task, tmp_path):
     settings = settings_of_coloc(task)
     run(settings)
-    record = read_record(record_file(settings))
+    record = read_record(settings.record_file)
     metrics, wrong = record["metrics"], unpack_wrong(record["test_wrong"])
     assert (record["status"], record["n_test"], wrong.shape) == ("ok", 60, (1, 60))
     by_digit = [metrics[f"test/correct_pct_digit{k}"] for k in range(10)]
@@ -100,7 +106,7 @@ def test_a_run_ends_in_a_record_that_its_weights_confirm(settings_of_coloc, enco
     assert record["data_checksums"]["encoder mnist_p/cnn/smoke/seed0"] == coloc.weights_sha256(weights)
 
     module = build(settings).module
-    module.net.load_state_dict(torch.load(run_folder(settings) / "weights.pt", weights_only=True))
+    module.net.load_state_dict(torch.load(settings.folder / "weights.pt", weights_only=True))
     scenes = module.scenes["train"]
     with torch.no_grad():
         overlap = iou(window_boxes_px(module.net(scenes.images), CANVAS), scenes.boxes_px)
@@ -112,17 +118,17 @@ def test_a_run_ends_in_a_record_that_its_weights_confirm(settings_of_coloc, enco
     with torch.no_grad():
         assert torch.allclose(windows[-1], module.net(scenes.images), atol=1e-5)
 
-    wanted = {"protocol": "smoke", "data": "real", "data_dir": settings["data_dir"], "output_dir": "none"}
+    wanted = {"protocol": "smoke", "data": "real", "data_dir": settings.data_dir, "output_dir": "none"}
     assert table5.draw(tmp_path, [record], wanted) == []  # without weights nothing is drawn
 
 
 def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(
     settings_of_coloc, encoder, never_collapsed, monkeypatch
 ):
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr(checkpoints, "EVERY", timedelta(0))
     settings = settings_of_coloc(steps=30)
     whole = run(settings)
-    whole_weights = torch.load(run_folder(settings) / "weights.pt", weights_only=True)
+    whole_weights = torch.load(settings.folder / "weights.pt", weights_only=True)
 
     def stop(steps):
         if steps >= 20:
@@ -138,12 +144,12 @@ def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(
     assert {k: v for k, v in resumed.items() if k not in elapsed} == {
         k: v for k, v in whole.items() if k not in elapsed
     }
-    for name, tensor in torch.load(run_folder(settings) / "weights.pt", weights_only=True).items():
+    for name, tensor in torch.load(settings.folder / "weights.pt", weights_only=True).items():
         assert torch.equal(tensor, whole_weights[name]), name
 
 
 def test_seeds_differ_in_their_images_and_share_the_unseen_ones(settings_of_coloc, encoder):
-    first, again, other = (build(settings_of_coloc() | {"seed": seed}).module.scenes for seed in (0, 0, 1))
+    first, again, other = (build(settings_of_coloc().changed(seed=seed)).module.scenes for seed in (0, 0, 1))
     assert torch.equal(first["train"].images, again["train"].images)
     assert not torch.equal(first["train"].images, other["train"].images)
     assert torch.equal(first["unseen"].images, other["unseen"].images)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from stn.many.cost import OVERHEAD_FLOP, run_cost
 from stn.nets.mnist import Architecture, build_within_budget
-from stn.train.cost import OVERHEAD_FLOP, run_cost
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ from experiments.galleries import tablecubcoloc
 from stn.data.cub import load_cub
 from stn.data.errors import DataError
 from stn.families import build, cub_coloc, needs, prepare
-from stn.families.cub_coloc import data_folder, encoder_settings, load_encoder, scenes
+from stn.families.cub_coloc import data_folder, load_encoder, scenes
 from stn.nets.backbones import backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
 from stn.nets.cub import MultiStreamTransformer
 from stn.results.records import read_record, unpack_wrong
+from stn.settings import RunSettings
 from stn.tasks.birds import BirdColocalisation, square_windows
 from stn.tasks.colocalisation import window_boxes_px
-from stn.train.run import run
-from stn.train.settings import record_file, run_folder
+from tests.tiny import run, unread
 
 
 @pytest.fixture(scope="session")
@@ -27,15 +27,15 @@ def birds_dir(tmp_path_factory):
 
 @pytest.fixture
 def settings_of_birds(tmp_path, birds_dir):
-    def make(*overrides: str, **recipe) -> dict:
-        return compose_run(
+    def make(*overrides: str, **recipe) -> RunSettings:
+        run = compose_run(
             [
                 *("task=cub_coloc", "model=coloc_st", "protocol=smoke", "data=standin", f"data_dir={birds_dir}"),
-                *(f"protocol.cub_coloc.{name}={value}" for name, value in recipe.items()),
                 *(f"results_dir={tmp_path / 'results'}", f"output_dir={tmp_path / 'outputs'}"),
                 *("device=cpu", "progress=false", *overrides),
             ]
         )
+        return run.changed(recipe=run.recipe | recipe)
 
     make.folder = tmp_path / "figures"
     make.folder.mkdir()
@@ -46,7 +46,7 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
     monkeypatch.setattr(BirdColocalisation, "collapse", lambda self, loss: None)
     settings = settings_of_birds()
     run(settings)
-    record = read_record(record_file(settings))
+    record = read_record(settings.record_file)
     metrics, species, n = record["metrics"], 2, 4
     assert (record["status"], record["n_test"]) == ("ok", species * n)
     wrong = unpack_wrong(record["test_wrong"])
@@ -73,11 +73,16 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
         assert low - 1e-3 <= metrics[f"test/correct_{name}_pct"] <= high + 1e-3
 
     # the figure: a line of the birds of each species
-    wanted = {name: settings[name] for name in ("data_dir", "output_dir", "data")} | {"protocol": "smoke"}
+    wanted = {name: getattr(settings, name) for name in ("data_dir", "output_dir", "data")} | {"protocol": "smoke"}
     monkeypatch.setattr(tablecubcoloc, "BIRDS", 2)
     paths = tablecubcoloc.draw(settings_of_birds.folder, [record], wanted)
     assert [path.name for path in paths] == ["windows_cub_coloc_smoke_standin.png"]
     assert paths[0].exists()
+
+
+def test_each_key_is_read(monkeypatch, settings_of_birds):
+    monkeypatch.setattr(BirdColocalisation, "collapse", lambda self, loss: None)
+    assert unread(settings_of_birds(), monkeypatch) == set()
 
 
 def test_a_species_may_have_fewer_unseen_photographs_than_training_ones(settings_of_birds, monkeypatch):
@@ -135,7 +140,7 @@ def test_missing_real_birds_are_said_in_a_line(tmp_path, settings_of_birds):
     ("recipe", "named"),
     [
         ({"species": 1}, "recipe.species"),
-        ({"crop_px": 16}, "recipe.crop_px"),
+        ({"crop_px": 16}, "recipe: crop_px must be 32 or more"),
         ({"encoder": "vgg"}, "recipe.encoder"),
         ({"scale_min": 0.9}, "scale_min"),
     ],
@@ -170,19 +175,19 @@ def test_weights_of_another_net_are_refused_as_encoder(other):
 
 def test_a_run_with_the_encoder_of_drawn_birds_needs_that_run_and_drawn_birds(settings_of_birds, cub_cnn):
     settings = settings_of_birds(encoder="cub_pretrain")
-    assert needs(settings) == [("cub_pretrain", "cub_cnn")]
+    assert needs(settings) == [("cub_pretrain", "cub_cnn", "smoke", 0)]
     assert needs(settings_of_birds()) == []
     with pytest.raises(
         DataError, match=r"experiments\.train task=cub_pretrain model=cub_cnn protocol=smoke data=standin"
     ):
         load_encoder(settings)
-    path = run_folder(encoder_settings(settings)) / "weights.pt"
+    path = settings.folder_of(*needs(settings)) / "weights.pt"
     path.parent.mkdir(parents=True)
     torch.save(cub_cnn.state_dict(), path)
-    (_, checksum), (_, again) = load_encoder(settings), load_encoder({**settings, "seed": 4})
+    (_, checksum), (_, again) = load_encoder(settings), load_encoder(settings.changed(seed=4))
     assert checksum == again
     assert list(checksum) == ["encoder cub_pretrain/cub_cnn/smoke/seed0"]
-    with pytest.raises(ValueError, match="data=real: protocol smoke compares crops by a net trained on drawn birds"):
+    with pytest.raises(ValueError, match="data=real: this protocol compares crops by a net trained on drawn birds"):
         needs(settings_of_birds("data=real", encoder="cub_pretrain"))
 
 

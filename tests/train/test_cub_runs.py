@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from experiments import reproduce
-from experiments.config import CONF, compose_run
+from experiments.config import CONF, compose_config, compose_run, run_of
 from experiments.galleries.table3 import draw
-from experiments.train import as_variant
 from stn.data.cub import center_crop, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
@@ -20,10 +19,10 @@ from stn.families import cub as cub_family
 from stn.nets.backbones import backbone
 from stn.results.records import read_record, unpack_wrong
 from stn.results.tables import load_table
+from stn.settings import RunSettings
 from stn.tasks.birds import BirdClassification
-from stn.train import run as run_module
-from stn.train.run import run
-from stn.train.settings import record_file, run_folder, run_key
+from stn.train import checkpoints
+from tests.tiny import run, unread
 from tests.train.two_steps import train_two_steps
 
 N_TEST = 20
@@ -36,16 +35,19 @@ def birds_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("birds")
 
 
+def small(width):
+    return {"name": "small", "width": width}
+
+
 @pytest.fixture
 def cub_settings(tmp_path, birds_dir):
-    def make(task: str, model: str, *overrides: str, **recipe) -> dict:
-        tiny = {"steps": 20, "batch_size": 8, "standin_birds": 20, "standin_px": 48, "width": 4} | recipe
-        return compose_run(
+    def make(task: str, model: str, *overrides: str, **recipe) -> RunSettings:
+        tiny = {"steps": 20, "batch_size": 8, "standin_birds": 20, "standin_px": 48, "backbone": small(4)} | recipe
+        run = compose_run(
             [
                 f"task={task}",
                 f"model={model}",
                 "protocol=smoke",
-                *(f"protocol.cub.{name}={value}" for name, value in tiny.items()),
                 *(f"{name}={value}" for name, value in (("data", "standin"), ("data_dir", birds_dir))),
                 f"results_dir={tmp_path / 'results'}",
                 f"output_dir={tmp_path / 'outputs'}",
@@ -54,6 +56,7 @@ def cub_settings(tmp_path, birds_dir):
                 *overrides,
             ]
         )
+        return run.changed(recipe=run.recipe | tiny)
 
     return make
 
@@ -70,8 +73,8 @@ def anything_is_ok(monkeypatch):
 def test_every_cell_of_table_3_ends_in_one_record(cub_settings, anything_is_ok, task, model):
     settings = cub_settings(task, model, dropout=0.5)
     run(settings)
-    path = record_file(settings)
-    assert path.is_relative_to(Path(settings["results_dir"]) / "standin" / "runs" / task / model)
+    path = settings.record_file
+    assert path.is_relative_to(Path(settings.results_dir) / "standin" / "runs" / task / model)
     record = read_record(path)
     assert (record["status"], record["data"], record["n_test"], record["test_draws"]) == ("ok", "standin", N_TEST, 1)
     metrics = record["metrics"]
@@ -85,8 +88,13 @@ def test_every_cell_of_table_3_ends_in_one_record(cub_settings, anything_is_ok, 
     assert build(settings).module.stream.shape == (3, PX[task], PX[task])
 
 
+def test_each_key_is_read(cub_settings, anything_is_ok, monkeypatch):
+    milestones = {"name": "milestones", "at": [5, 9], "factor": 0.1}
+    assert unread(cub_settings("cub_224", "cub_st2", schedule=milestones), monkeypatch) == set()
+
+
 def test_it_learns_to_tell_two_species(cub_settings):
-    record = run(cub_settings("cub_224", "cub_cnn", steps=200, batch_size=16, width=8))
+    record = run(cub_settings("cub_224", "cub_cnn", steps=200, batch_size=16, backbone=small(8)))
     assert record["status"] == "ok"
     assert record["metrics"]["train/loss"] < math.log(2) - 0.2
 
@@ -94,7 +102,7 @@ def test_it_learns_to_tell_two_species(cub_settings):
 def test_an_interrupted_run_ends_at_the_same_numbers_with_dropout_too(monkeypatch, cub_settings, anything_is_ok):
     settings = cub_settings("cub_224", "cub_st2", steps=120, batch_size=2, dropout=0.5)
     whole = run(settings)
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr(checkpoints, "EVERY", timedelta(0))
 
     def stop(steps):
         if steps == 100:
@@ -112,7 +120,7 @@ def test_an_interrupted_run_ends_at_the_same_numbers_with_dropout_too(monkeypatc
 def test_held_out_birds_are_training_birds_that_are_not_trained_on(cub_settings):
     stream = build(cub_settings("cub_224", "cub_cnn", "evaluate=heldout")).module.stream
     settings = cub_settings("cub_224", "cub_cnn")
-    folder = cub_family.data_folder(settings, cub_family.CubRecipe(**settings["recipe"]))
+    folder = cub_family.data_folder(settings)
     everything = load_cub(folder, "train", 32)
     fitted, heldout = (set(birds.offsets.tolist()) for birds in (stream.train, stream.test))
     assert not fitted & heldout
@@ -146,7 +154,7 @@ def test_streams_and_localiser_begin_with_the_pretrained_weights_and_the_record_
     torch.manual_seed(5)
     weights = tmp_path / "some.pth"
     torch.save(backbone("small", None, 4).net.state_dict(), weights)
-    settings = cub_settings("cub_224", "cub_st2", f"protocol.cub.pretrained={weights}")
+    settings = cub_settings("cub_224", "cub_st2", pretrained=str(weights))
     net = build(settings).module.net
     wanted = torch.load(weights, weights_only=True)
     for features in (*net.streams, net.localisation[0]):
@@ -168,16 +176,16 @@ def test_networks_begin_with_the_run_on_other_species_that_they_name(cub_setting
     settings = cub_settings("cub_448", "cub_st2", pretrained="cub_pretrain")
     prepare(settings)
     with pytest.raises(
-        DataError, match=r"run `python -m experiments.train task=cub_pretrain model=cub_cnn protocol=sm"
+        DataError, match=r"make it: python -m experiments.train task=cub_pretrain model=cub_cnn protocol=smoke data=s"
     ):
         build(settings)
     run(other)
-    trained = torch.load(run_folder(other) / "weights.pt", weights_only=True)
+    trained = torch.load(other.folder / "weights.pt", weights_only=True)
     built = build(settings)
     for features in (*built.module.net.streams, built.module.net.localisation[0]):
         for name, value in features.state_dict().items():
             assert torch.equal(value, trained[f"streams.0.{name}"])
-    longer = {**settings, "recipe": settings["recipe"] | {"steps": 21}}
+    longer = settings.changed(recipe=settings.recipe | {"steps": 21})
     identities = [build(one).data_checksums["pretraining"] for one in (settings, longer)]
     assert built.data_checksums["pretraining"] == identities[0] != identities[1]
     pictures = [build(one).module.stream.test.pixels[:3000] for one in (other, cub_settings("cub_224", "cub_cnn"))]
@@ -190,27 +198,27 @@ def test_reproduce_first_trains_what_the_cells_begin_with_unless_it_is_there(tmp
     wanted = dict(zip(names, values, strict=True))
     cells = [reproduce._compose("cub_224", model, seed, wanted) for model in ("cub_cnn", "cub_st2") for seed in (0, 1)]
     (first,) = reproduce._needed(cells, wanted, {})
-    assert str(run_key(first)) == "cub_pretrain/cub_cnn/quick/seed0"
+    assert str(first.key) == "cub_pretrain/cub_cnn/quick/seed0"
     assert reproduce._needed([first], wanted, {}) == []  # itself begins with random weights
     monkeypatch.setattr(reproduce, "_state", lambda settings, listed: "done")
     assert reproduce._needed(cells, wanted, {}) == [first]  # a record without weights is not enough
-    (run_folder(first)).mkdir(parents=True)
-    (run_folder(first) / "weights.pt").touch()
+    (first.folder).mkdir(parents=True)
+    (first.folder / "weights.pt").touch()
     assert reproduce._needed(cells, wanted, {}) == []
     paper = [reproduce._compose("cub_224", "cub_cnn", 0, wanted | {"protocol": "paper"})]
     assert reproduce._needed(paper, wanted, {}) == []
 
 
 def test_the_command_that_makes_them_writes_where_they_are_looked_for():
-    settings = compose_run(["task=cub_pretrain", "model=cub_cnn", "protocol=quick", "data=standin"])
-    assert as_variant(settings) == settings
+    settings = ["task=cub_pretrain", "model=cub_cnn", "protocol=quick", "data=standin"]
+    assert run_of(compose_config("train", settings)) == compose_run(settings)
 
 
 def test_there_are_no_real_birds_of_other_species(tmp_path, cub_settings):
-    for task, pretrained in (("cub_pretrain", "null"), ("cub_224", "cub_pretrain")):
+    for task, pretrained in (("cub_pretrain", None), ("cub_224", "cub_pretrain")):
         settings = cub_settings(task, "cub_cnn", "data=real", f"data_dir={tmp_path}", pretrained=pretrained)
         for call in (needs, prepare, build):
-            with pytest.raises(ValueError, match=r"data=real: protocol smoke pre-trains on drawn birds; give data=s"):
+            with pytest.raises(ValueError, match=r"data=real: this protocol pre-trains on drawn birds; give data=s"):
                 call(settings)
 
 
@@ -239,7 +247,7 @@ def test_real_birds_without_a_file_are_named_and_not_downloaded(tmp_path, monkey
 def test_standin_birds_are_never_taken_for_real_ones(tmp_path, cub_settings):
     write_standin(tmp_path, 2, 4, size_px=48)
     settings = cub_settings("cub_224", "cub_cnn", "data=real", f"data_dir={tmp_path}")
-    prepare_cub(tmp_path, (settings["recipe"]["shorter_side_px"],))
+    prepare_cub(tmp_path, (settings.recipe["shorter_side_px"],))
     for call in (prepare, build):
         with pytest.raises(DataError, match=r"data=real: the birds in .* are standin"):
             call(settings)
@@ -248,11 +256,12 @@ def test_standin_birds_are_never_taken_for_real_ones(tmp_path, cub_settings):
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        ({"backbone": "vgg"}, "recipe.backbone must be one of"),
-        ({"test_draws": 2}, "recipe.test_draws must be 1 for birds"),
-        ({"shorter_side_px": 20}, "recipe.shorter_side_px must be at least 28"),
-        ({"dropout": 1.0}, "recipe.dropout must be 0 to 0.999"),
-        ({"pretrained": 3}, r"recipe.pretrained must be of type str \| None, got 3"),
+        ({"backbone": {"name": "vgg"}}, "recipe.backbone.name must be one of small, googlenet, efficientnet_lite0"),
+        ({"backbone": {"name": "googlenet", "width": 4}}, "unknown key 'recipe.backbone.width'"),
+        ({"test_draws": 2}, "unknown key 'recipe.test_draws'"),
+        ({"shorter_side_px": 20}, "recipe: shorter_side_px must be crop_px or more, got 20"),
+        ({"dropout": 1.0}, "recipe.dropout must be less than 1"),
+        ({"pretrained": 3}, r"recipe.pretrained must be a text, got 3"),
     ],
 )
 def test_impossible_settings_are_named(cub_settings, recipe, named):
@@ -261,7 +270,7 @@ def test_impossible_settings_are_named(cub_settings, recipe, named):
 
 
 def test_a_model_of_another_table_is_refused(cub_settings):
-    with pytest.raises(ValueError, match="model=fcn: cub_224 needs a model with `windows`"):
+    with pytest.raises(ValueError, match=r"^model=fcn is no model of cub_224: missing key 'model.windows'$"):
         network(cub_settings("cub_224", "fcn"))
 
 
@@ -269,11 +278,12 @@ def test_a_model_of_another_table_is_refused(cub_settings):
 
 
 def test_the_papers_protocol_has_the_papers_numbers():
-    recipe = compose_run(["task=cub_448", "model=cub_st4", "protocol=paper"])["recipe"]
-    wanted = {"batch_size": 256, "steps": 30_000, "lr": 0.1, "lr_milestones": [10_000, 20_000, 25_000]}
-    wanted |= {"lr_step_factor": 0.1, "localiser_lr_multiplier": 1e-4, "weight_decay": 1e-5, "dropout": 0.7}
-    wanted |= {"crop_px": 224, "shorter_side_px": 256, "window_scale": 0.5, "backbone": "googlenet"}
-    wanted |= {"optimiser": "sgd", "schedule": "milestones"}
+    recipe = compose_run(["task=cub_448", "model=cub_st4", "protocol=paper"]).recipe
+    wanted = {"batch_size": 256, "steps": 30_000, "localiser_lr_multiplier": 1e-4, "dropout": 0.7}
+    wanted |= {"crop_px": 224, "shorter_side_px": 256, "window_scale": 0.5, "backbone": {"name": "googlenet"}}
+    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-5}
+    wanted["optimiser"] = sgd
+    wanted["schedule"] = {"name": "milestones", "at": [10_000, 20_000, 25_000], "factor": 0.1}
     assert {name: recipe[name] for name in wanted} == wanted
 
 
@@ -294,15 +304,16 @@ def test_the_papers_network_is_built_from_its_settings(task, model, px):
     with torch.device("meta"):
         net, widths, in_shape = network(settings)
     assert in_shape == (3, px, px)
-    assert (net.classifier.out_features, net.n_windows) == (200, settings["model"]["windows"])
-    assert widths == {"descriptor": 1024 * max(1, settings["model"]["windows"])}
+    assert (net.classifier.out_features, net.n_windows) == (200, settings.model.windows)
+    assert widths == {"descriptor": 1024 * max(1, settings.model.windows)}
 
 
 def test_a_step_of_the_papers_largest_network_trains_every_layer(cub_settings):
     """Four windows at 448 px, a GoogLeNet each, and the paper's recipe."""
-    paper = compose_run(["task=cub_448", "model=cub_st4", "protocol=paper"])["recipe"]
-    same = ("backbone", "crop_px", "lr", "optimiser", "schedule", "localiser_lr_multiplier", "dropout")
-    recipe = {name: paper[name] for name in same} | {"lr_milestones": "[1]", "pretrained": "null"}
+    paper = compose_run(["task=cub_448", "model=cub_st4", "protocol=paper"]).recipe
+    same = ("backbone", "crop_px", "optimiser", "schedule", "localiser_lr_multiplier", "dropout")
+    recipe = {name: paper[name] for name in same} | {"pretrained": None}
+    recipe["schedule"] = recipe["schedule"] | {"at": [1]}
     sizes = {"steps": 2, "batch_size": 2, "standin_birds": 4, "standin_px": 512, "shorter_side_px": 256}
     loss, untouched = train_two_steps(build(cub_settings("cub_448", "cub_st4", **sizes, **recipe)).module)
     assert math.isfinite(loss)
@@ -315,11 +326,11 @@ def test_a_step_of_the_papers_largest_network_trains_every_layer(cub_settings):
 def test_the_figure_has_a_line_per_trained_model_with_windows(tmp_path, monkeypatch, cub_settings, anything_is_ok):
     settings = [cub_settings("cub_224", "cub_cnn"), cub_settings("cub_224", "cub_st2")]
     records = [run(one) for one in settings]
-    wanted = {name: settings[0][name] for name in ("data_dir", "output_dir", "data")} | {"protocol": "smoke"}
-    recipe = settings[0]["recipe"]
+    wanted = {name: getattr(settings[0], name) for name in ("data_dir", "output_dir", "data")} | {"protocol": "smoke"}
+    recipe = settings[0].recipe
 
     def with_tiny_recipe(overrides):
-        return {**compose_run(overrides), "recipe": recipe}
+        return compose_run(overrides).changed(recipe=recipe)
 
     monkeypatch.setattr("experiments.galleries.compose_run", with_tiny_recipe)
     (path,) = draw(tmp_path, records, wanted)

@@ -8,11 +8,11 @@ import time
 import pytest
 import torch
 
-from stn.train import pool
-from stn.train.claim import Busy, claimed
-from stn.train.executors import ENGINES, extra, launch
-from stn.train.pool import Finished
-from stn.train.run import OutOfTime
+from stn.many import pool
+from stn.many.executors import ENGINES, extra, launch
+from stn.many.pool import Finished
+from stn.train.claim import claimed
+from stn.train.stopped import Busy, OutOfTime
 
 
 @pytest.fixture(params=["submitit", "ray"])
@@ -116,7 +116,7 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     monkeypatch.setitem(ENGINES, "here", Here)
-    monkeypatch.setattr("stn.train.executors.POLL_S", 0)
+    monkeypatch.setattr("stn.many.executors.POLL_S", 0)
     return {"name": "here"}
 
 

@@ -20,7 +20,7 @@ from stn.tasks.classification import Classification
 from stn.tasks.colocalisation import Colocalisation, Scenes
 from stn.tasks.volume_statistics import VolumeStatistics
 from stn.tasks.warp_statistics import WarpStatistics
-from stn.train.looks import draw, look
+from stn.watch.looks import draw, look
 
 N = 8
 RTS = {"name": "rts", "rotation_deg": 45, "scale": [0.7, 1.2], "canvas": 42}

@@ -8,8 +8,7 @@ from experiments.galleries.table3d import draw
 from experiments.galleries.training import snapshots_of
 from stn.families import network
 from stn.results.records import read_record, unpack_wrong
-from stn.train.run import run
-from stn.train.settings import record_file
+from tests.tiny import run, unread
 
 MODELS = ("st3d_cnn", "projection_cnn", "cnn3d")
 
@@ -38,7 +37,7 @@ def test_every_model_ends_in_one_ok_record(monkeypatch, tiny, model):
     monkeypatch.setattr("stn.tasks.classification.GUESSING_MARGIN", -10)  # twenty steps teach nothing
     settings = tiny(model, "protocol.mnist3d.test_draws=2")
     run(settings)
-    record = read_record(record_file(settings))
+    record = read_record(settings.record_file)
     assert (record["status"], record["reason"]) == ("ok", None)
     wrong = unpack_wrong(record["test_wrong"])
     assert wrong.shape == (2, 300)
@@ -46,6 +45,11 @@ def test_every_model_ends_in_one_ok_record(monkeypatch, tiny, model):
     assert ("test/tilt_after_deg" in record["metrics"]) == (model == "st3d_cnn")
     assert 0.9 < record["metrics"].get("test/grid_inside", 1.0) <= 1
     assert len(record["data_checksums"]) == 4
+
+
+def test_each_key_is_read(tiny, monkeypatch):
+    monkeypatch.setattr("stn.families.mnist3d.prepare", lambda run: None)
+    assert unread(tiny("st3d_cnn"), monkeypatch) == set()
 
 
 def test_the_transformer_learns(tiny):
@@ -77,12 +81,14 @@ def test_a_digit_larger_than_the_volume_is_refused_in_one_line(tiny):
 
 
 def test_a_model_for_images_is_refused(tiny):
-    with pytest.raises(ValueError, match="model=st_cnn_affine: mnist3d needs a model with `projection`, such as st3d"):
+    with pytest.raises(
+        ValueError, match=r"^model=st_cnn_affine is no model of mnist3d: missing key 'model.projection'$"
+    ):
         network(tiny("st_cnn_affine"))
 
 
 def test_an_unknown_setting_of_the_volume_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"the volume: .*'depth_voxels'"):
+    with pytest.raises(ValueError, match=r"^unknown key 'task.volume.depth_voxels'$"):
         run(tiny("cnn3d", "+task.volume.depth_voxels=28"))
 
 

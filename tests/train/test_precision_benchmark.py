@@ -2,7 +2,7 @@ import pytest
 
 from stn.data.mnist import Digits
 from stn.train.precision_benchmark import precision_effect
-from stn.train.run import run
+from tests.tiny import SGD, STEP, run
 
 
 def test_the_effect_of_a_precision_is_that_of_runs_made_one_by_one(toy_mnist, settings_of, monkeypatch):
@@ -14,14 +14,14 @@ def test_the_effect_of_a_precision_is_that_of_runs_made_one_by_one(toy_mnist, se
     assert found["float32"]["error_pct"] != found["bf16"]["error_pct"]
     differences = [b - a for a, b in zip(found["float32"]["error_pct"], found["bf16"]["error_pct"], strict=True)]
     assert found["difference_pct"] == pytest.approx(differences)
-    alone = run(settings | {"seed": 1, "precision": "bf16", "evaluate": "heldout"})
+    alone = run(settings.changed(seed=1, precision="bf16", evaluate="heldout"))
     assert found["bf16"]["error_pct"][1] == alone["metrics"]["test/error_pct"]
     assert found["bf16"]["ms_per_step"] > 0
 
 
 def test_a_run_that_diverged_has_no_error_and_a_cpu_no_tf32(toy_mnist, settings_of, monkeypatch):
     monkeypatch.setattr("stn.families.mnist.holdout", lambda train: (train, toy_mnist["test"]))
-    settings = settings_of("mnist_r", "fcn", steps=10, optimiser="sgd", lr=1e20, schedule="step")
+    settings = settings_of("mnist_r", "fcn", steps=10, optimiser=SGD | {"lr": 1e20}, schedule=STEP)
     found = precision_effect(settings, "bf16", seeds=1)
     assert found["float32"] == found["bf16"] == {"error_pct": [None], "ms_per_step": None}
     assert found["difference_pct"] == []

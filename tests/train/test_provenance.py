@@ -91,3 +91,11 @@ def test_without_git_or_a_checkout_the_state_is_unknown(monkeypatch, tmp_path, c
     elsewhere.mkdir(parents=True)
     monkeypatch.setattr(provenance, "__file__", str(elsewhere / "provenance.py"))
     assert git_state() == unknown
+
+
+def test_the_repository_around_an_environment_is_not_the_checkout(monkeypatch, checkout):
+    installed = checkout / ".venv" / "lib" / "python3" / "site-packages" / "stn" / "train"
+    installed.mkdir(parents=True)
+    (installed / "provenance.py").touch()
+    monkeypatch.setattr(provenance, "__file__", str(installed / "provenance.py"))
+    assert git_state() == {"revision": None, "dirty": None}

@@ -1,7 +1,6 @@
 """A run ends in exactly one record that says what happened, also when it was killed in between."""
 
 import itertools
-import json
 import logging
 import math
 import os
@@ -17,13 +16,12 @@ import torch
 
 from stn.families import build
 from stn.families import mnist as mnist_family
-from stn.families.mnist import parameter_budget
 from stn.nets.budget import count_parameters
-from stn.results.records import config_hash, read_record, record_path, unpack_wrong
+from stn.results.records import read_record, record_path, unpack_wrong
 from stn.tasks import classification
-from stn.train import run as run_module
-from stn.train.run import CURVE_POINTS, _thinned, run
-from stn.train.settings import run_key, science
+from stn.train import checkpoints
+from stn.train.outcome import CURVE_POINTS, thinned
+from tests.tiny import SGD, STEP, run
 
 CANVAS = {"mnist_r": 28, "mnist_rts": 42, "mnist_p": 28, "mnist_e": 28, "mnist_tc": 60}
 ELAPSED = {"wall_s", "images_per_s", "finished_at"}
@@ -31,16 +29,16 @@ VERB = Path(__file__).with_name("toy_verb.py")
 
 
 def records_in(settings):
-    return sorted(Path(settings["results_dir"]).rglob("*.json"))
+    return sorted(Path(settings.results_dir).rglob("*.json"))
 
 
 def record_of(settings):
-    return read_record(record_path(settings["results_dir"], run_key(settings)))
+    return read_record(record_path(settings.results_dir, settings.key))
 
 
 def folder_of(settings):
-    key = run_key(settings)
-    return Path(settings["output_dir"]) / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
+    key = settings.key
+    return settings.output_dir / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
 
 
 def numbers(record):
@@ -61,17 +59,17 @@ def test_every_model_ends_in_one_ok_record(toy_mnist, settings_of, model, task):
     settings = settings_of(task, model, "seed=2", test_draws=2, steps=150)
     steps_seen = []
     returned = run(settings, progress=steps_seen.append)
-    assert records_in(settings) == [record_path(settings["results_dir"], run_key(settings))]
+    assert records_in(settings) == [record_path(settings.results_dir, settings.key)]
     record = record_of(settings)
     assert record == {**returned, "finished_at": record["finished_at"]}
     assert (record["status"], record["reason"], record["data"]) == ("ok", None, "real")
     assert (record["task"], record["model"], record["protocol"], record["seed"]) == (task, model, "smoke", 2)
-    assert record["config"] == science(settings)
-    assert record["config_hash"] == config_hash(science(settings))
+    assert record["config"] == settings.config
+    assert record["config_hash"] == settings.hash
     assert steps_seen == [50, 100, 150]
     assert record["steps"] == 150
 
-    budget = parameter_budget(settings["task"], settings["recipe"]["budget_fraction"])
+    budget = round(settings.task.budget * settings.recipe["budget_fraction"])
     assert abs(record["n_params"] / budget - 1) <= 0.02
     wrong = unpack_wrong(record["test_wrong"])
     assert wrong.shape == (record["test_draws"], record["n_test"]) == (2, 300)
@@ -97,7 +95,7 @@ def test_the_network_learns(toy_mnist, settings_of, task, most_pct):
     assert record["status"] == "ok"
     assert record["metrics"]["test/error_pct"] < most_pct  # chance: 90
     assert record["metrics"]["train/loss"] < math.log(10) - 0.5
-    budget = parameter_budget(record["config"]["task"], record["config"]["recipe"]["budget_fraction"])
+    budget = round(record["config"]["task"]["budget"] * record["config"]["recipe"]["budget_fraction"])
     assert abs(record["n_params"] / budget - 1) <= 0.02
 
 
@@ -144,7 +142,7 @@ def test_a_heldout_run_says_so_in_its_settings(monkeypatch, toy_digits, settings
 
 @pytest.mark.parametrize("n", [0, 1, 2, CURVE_POINTS, CURVE_POINTS + 1, 3000, 3001])
 def test_a_thinned_curve_is_short_even_and_keeps_its_end(n):
-    curve = _thinned({"step": list(range(1, n + 1)), "train/loss": [0.5] * n})
+    curve = thinned({"step": list(range(1, n + 1)), "train/loss": [0.5] * n})
     steps = curve["step"]
     assert len(steps) == len(curve["train/loss"])
     assert min(n, CURVE_POINTS // 2) <= len(steps) <= CURVE_POINTS
@@ -156,7 +154,7 @@ def test_a_thinned_curve_is_short_even_and_keeps_its_end(n):
 
 
 def test_a_loss_that_is_not_finite_is_recorded_as_diverged(toy_mnist, settings_of):
-    settings = settings_of("mnist_r", "fcn", optimiser="sgd", schedule="step", lr=1e12)
+    settings = settings_of("mnist_r", "fcn", optimiser=SGD | {"lr": 1e12}, schedule=STEP)
     run(settings)
     record = record_of(settings)
     assert record["status"] == "diverged"
@@ -168,7 +166,7 @@ def test_a_loss_that_is_not_finite_is_recorded_as_diverged(toy_mnist, settings_o
 
 @pytest.mark.parametrize("model", ["cnn", "st_fcn_tps"])
 def test_a_network_that_guesses_is_recorded_as_collapsed(toy_mnist, settings_of, model):
-    settings = settings_of("mnist_e", model, optimiser="sgd", schedule="step", lr=0)
+    settings = settings_of("mnist_e", model, optimiser=SGD | {"lr": 0}, schedule=STEP)
     run(settings)
     record = record_of(settings)
     assert record["status"] == "collapsed"
@@ -186,7 +184,7 @@ def test_a_transformer_that_looks_past_the_image_is_recorded_as_collapsed(monkey
         return net, widths
 
     monkeypatch.setattr(mnist_family, "build_within_budget", outside)
-    settings = settings_of("mnist_e", "st_fcn_affine", optimiser="sgd", schedule="step", lr=0)
+    settings = settings_of("mnist_e", "st_fcn_affine", optimiser=SGD | {"lr": 0}, schedule=STEP)
     run(settings)
     assert record_of(settings)["status"] == "collapsed"  # it sees black, and guesses
     monkeypatch.setattr(classification, "GUESSING_MARGIN", -10)
@@ -228,9 +226,9 @@ def test_an_interrupted_run_leaves_no_record_and_says_that_it_was_interrupted(mo
 @pytest.mark.parametrize(
     ("overrides", "recipe", "named"),
     [
-        ((), {"optimiser": "lbfgs"}, "recipe.optimiser"),
+        ((), {"optimiser": {"name": "lbfgs"}}, "recipe.optimiser"),
         ((), {"steps": 0}, "recipe.steps"),
-        ((), {"lr": -1}, "recipe.lr"),
+        ((), {"optimiser": {"lr": -1}}, "recipe.optimiser.lr"),
         ((), {"padding": "mirror"}, "padding"),
         (("evaluate=train",), {}, "evaluate"),
         (("task.distortion.name=x",), {}, "distortion"),
@@ -245,10 +243,12 @@ def test_an_interrupted_run_leaves_no_record_and_says_that_it_was_interrupted(mo
 def test_settings_that_cannot_be_run_raise_at_once_and_leave_no_record(
     toy_mnist, settings_of, overrides, recipe, named
 ):
-    settings = settings_of("mnist_rts", "st_cnn_tps", *overrides, **recipe)
     with pytest.raises(ValueError, match=named):
-        run(settings, progress=lambda steps: pytest.fail("trained"))
-    assert records_in(settings) == []
+        run(
+            settings_of("mnist_rts", "st_cnn_tps", *overrides, **recipe),
+            progress=lambda steps: pytest.fail("trained"),
+        )
+    assert records_in(settings_of("mnist_rts", "st_cnn_tps")) == []
 
 
 # -- interrupted runs -----------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_settings_that_cannot_be_run_raise_at_once_and_leave_no_record(
 
 @pytest.fixture
 def checkpoint_always(monkeypatch):
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr(checkpoints, "EVERY", timedelta(0))
 
 
 def interrupt(settings, at):
@@ -272,7 +272,7 @@ def interrupt(settings, at):
 
 
 @pytest.mark.parametrize(
-    ("model", "recipe"), [("st_cnn_affine", {}), ("fcn", {"optimiser": "sgd", "schedule": "step", "lr_step_every": 70})]
+    ("model", "recipe"), [("st_cnn_affine", {}), ("fcn", {"optimiser": SGD, "schedule": STEP | {"every": 70}})]
 )
 def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(
     toy_mnist, settings_of, checkpoint_always, model, recipe
@@ -316,7 +316,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_run_starts_again(
     interrupt(settings, at=100)
     damaged(folder_of(settings) / "last.ckpt", damage)
     seen = []
-    with caplog.at_level(logging.WARNING, logger="stn.train.run"):
+    with caplog.at_level(logging.WARNING, logger="stn.train.checkpoints"):
         record = run(settings, progress=seen.append)
     assert "damaged checkpoint" in caplog.text
     assert seen == [50, 100, 150]
@@ -328,7 +328,7 @@ def test_a_checkpoint_of_other_settings_is_reported_and_not_resumed(toy_mnist, s
     whole = run(settings)
     interrupt(settings_of("mnist_r", "fcn", steps=200), at=100)
     seen = []
-    with caplog.at_level(logging.WARNING, logger="stn.train.run"):
+    with caplog.at_level(logging.WARNING, logger="stn.train.checkpoints"):
         record = run(settings, progress=seen.append)
     assert "checkpoint of other settings" in caplog.text
     assert seen == [50, 100, 150]
@@ -339,21 +339,22 @@ def test_a_checkpoint_of_another_note_is_resumed(toy_mnist, settings_of, checkpo
     settings = settings_of("mnist_r", "fcn", steps=150)
     interrupt(settings, at=100)
     seen = []
-    run({**settings, "note": "reworded"}, progress=seen.append)
+    run(settings.changed(protocol_note="reworded"), progress=seen.append)
     assert seen[0] > 50
 
 
 def test_a_killed_process_resumes_and_ends_at_the_same_numbers(toy_mnist, toy_md5, settings_of):
     settings = settings_of("mnist_r", "st_fcn_affine", f"data_dir={toy_md5}", steps=1000)
     checkpoint = folder_of(settings) / "last.ckpt"
-    code = "import json, sys, toy_verb; from stn.train.run import run; run(json.loads(sys.argv[1]))"
+    code = "import json, sys, toy_verb; from stn.settings import run_settings; from stn.train.run import train; "
+    code += "train([run_settings(json.loads(sys.argv[1]))])"
     environment = os.environ | {
         "TOY_DATA_DIR": str(toy_md5),
-        "TOY_CHECKPOINT_EVERY_S": "0",
-        "PYTHONPATH": str(VERB.parent),
+        "TOY_EVERY_S": "0",
+        "PYTHONPATH": os.pathsep.join([str(VERB.parent), *sys.path]),
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(settings)],
+        [sys.executable, "-c", code, settings.model_dump_json()],
         env=environment,
         stdout=subprocess.DEVNULL,
     )
@@ -379,12 +380,13 @@ def test_a_cuda_device_that_is_not_there_is_refused_before_anything_is_recorded(
     settings = settings_of("mnist_r", "fcn", "device=cuda")
     with pytest.raises(ValueError, match="no CUDA device"):
         run(settings)
-    assert not Path(settings["results_dir"]).exists()
+    assert not settings.results_dir.exists()
 
 
 @pytest.mark.parametrize("part", ["recipe", "model"])
 def test_a_setting_that_the_code_does_not_have_is_refused_in_one_line(toy_mnist, settings_of, part):
     settings = settings_of("mnist_r", "fcn")
-    settings[part]["frobnicate"] = 1
-    with pytest.raises(ValueError, match=f"the {part}: .*frobnicate"):
+    given = settings.model_dump()
+    settings = settings.changed(**{part: given[part] | {"frobnicate": 1}})
+    with pytest.raises(ValueError, match=f"unknown key .{part}.frobnicate"):
         run(settings)

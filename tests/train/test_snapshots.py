@@ -8,16 +8,16 @@ import torch
 
 from experiments.galleries import training
 from stn.families import build
-from stn.train import run as run_module
-from stn.train.run import run, run_stack
-from stn.train.settings import run_folder
-from stn.train.snapshots import EXAMPLES, FILE, SNAPSHOTS, Snapshots, _chosen
+from stn.train import checkpoints
+from stn.train.run import train
+from stn.watch.snapshots import EXAMPLES, FILE, SNAPSHOTS, Snapshots, _chosen
+from tests.tiny import run
 
 ELAPSED = {"wall_s", "images_per_s", "finished_at"}
 
 
 def snapshots_of(settings):
-    with np.load(run_folder(settings) / FILE) as found:
+    with np.load(settings.folder / FILE) as found:
         return dict(found)
 
 
@@ -27,7 +27,7 @@ def test_the_last_snapshot_is_theta_of_the_saved_weights_and_the_first_the_ident
     found = snapshots_of(settings)
     assert found["step"].tolist() == [0, 50, 100, 120]
     module = build(settings).module
-    module.net.load_state_dict(torch.load(run_folder(settings) / "weights.pt", weights_only=True))
+    module.net.load_state_dict(torch.load(settings.folder / "weights.pt", weights_only=True))
     module.net.eval()
     with torch.no_grad():
         expected = [t.theta(module.stream.test_batch(0, 0).images[:EXAMPLES]) for t in module.net.transformers]
@@ -49,11 +49,11 @@ def test_a_run_ends_at_the_same_numbers_with_and_without_snapshots(monkeypatch, 
 
 
 def test_an_interrupted_run_keeps_the_snapshots_of_an_uninterrupted_one(monkeypatch, toy_mnist, settings_of):
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr(checkpoints, "EVERY", timedelta(0))
     settings = settings_of("mnist_r", "st_fcn_affine", steps=250, batch_size=4)
     run(settings)
     whole = snapshots_of(settings)
-    (run_folder(settings) / FILE).unlink()
+    (settings.folder / FILE).unlink()
 
     def stop(steps):
         if steps >= 150:
@@ -72,7 +72,7 @@ def test_an_interrupted_run_keeps_the_snapshots_of_an_uninterrupted_one(monkeypa
 
 def test_every_run_of_a_stack_has_its_own(toy_mnist, settings_of):
     runs = [settings_of("mnist_r", "st_fcn_affine", f"seed={seed}", steps=60, batch_size=4) for seed in (0, 1)]
-    run_stack(runs)
+    train(runs)
     one, other = map(snapshots_of, runs)
     assert one["step"].tolist() == other["step"].tolist() == [0, 50, 60]
     np.testing.assert_array_equal(one["theta_0"][0], other["theta_0"][0])
@@ -82,7 +82,7 @@ def test_every_run_of_a_stack_has_its_own(toy_mnist, settings_of):
 def test_a_network_without_a_transformer_has_none(toy_mnist, settings_of):
     settings = settings_of("mnist_r", "fcn", steps=50)
     run(settings)
-    assert not (run_folder(settings) / FILE).exists()
+    assert not (settings.folder / FILE).exists()
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 11, 80, 3000])
@@ -101,7 +101,7 @@ def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, t
     record = run(settings)
     shown = {}
     monkeypatch.setattr(training, "training_animation", lambda path, frames, title: shown.update(frames) or path)
-    (path,) = training.draw(tmp_path, [record], {**settings, "protocol": "smoke"})
+    (path,) = training.draw(tmp_path, [record], settings.model_dump())
     assert path == tmp_path / f"training_{task}_{model}_smoke.gif"
     assert list(shown) == [0, 50, 60]
     assert {len(warps) for warps in shown.values()} == {columns}
@@ -110,5 +110,5 @@ def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, t
     np.testing.assert_allclose(first.output, first.input, atol=1e-5)  # the identity
     assert np.abs(last.grid - first.grid).max() > 1e-4
 
-    (run_folder(settings) / FILE).unlink()
-    assert training.draw(tmp_path, [record], {**settings, "protocol": "smoke"}) == []
+    (settings.folder / FILE).unlink()
+    assert training.draw(tmp_path, [record], settings.model_dump()) == []

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from stn.families import build
+from stn.many.grouping import stack_key, stacked
 from stn.results.records import read_record
 from stn.tasks.classification import Classification
+from stn.train import checkpoints
 from stn.train import run as run_module
-from stn.train.run import OutOfTime, run, run_stack
-from stn.train.settings import record_file, run_folder
-from stn.train.stack import stack_key, stacked
+from stn.train.run import train
+from stn.train.stopped import OutOfTime
+from tests.tiny import SGD, STEP, run
 
 ELAPSED = {"wall_s", "images_per_s", "finished_at"}
 
@@ -26,19 +28,19 @@ def group(toy_mnist, settings_of):
     def make(model, folder, **recipe):
         def settings(task, *overrides, **more):
             made = settings_of(task, model, *overrides, **{"steps": 120, "batch_size": 4} | recipe | more)
-            return made | {name: f"{made[name]}/{folder}" for name in ("results_dir", "output_dir")}
+            return made.changed(**{name: getattr(made, name) / folder for name in ("results_dir", "output_dir")})
 
         return [
             settings("mnist_r"),
-            settings("mnist_p", "seed=1", lr=0.002, localiser_lr_multiplier=0.5),
-            settings("mnist_e", optimiser="sgd", schedule="step", lr=0.02, lr_step_every=60),
+            settings("mnist_p", "seed=1", optimiser={"lr": 0.002}, localiser_lr_multiplier=0.5),
+            settings("mnist_e", optimiser=SGD | {"lr": 0.02}, schedule=STEP | {"every": 60}),
         ]
 
     return make
 
 
 def weights_of(settings):
-    return torch.load(run_folder(settings) / "weights.pt", weights_only=True)
+    return torch.load(settings.folder / "weights.pt", weights_only=True)
 
 
 def numbers(record):
@@ -69,7 +71,7 @@ def test_every_replica_takes_the_steps_it_would_take_alone(double, group, model)
     alone = [run(settings) for settings in group(model, "alone", steps=60)]
     stacked = group(model, "stacked", steps=60)
     assert len({stack_key(settings) for settings in stacked}) == 1
-    for one, record in zip(alone, run_stack(stacked), strict=True):
+    for one, record in zip(alone, train(stacked), strict=True):
         assert record["curve"]["train/loss"] == pytest.approx(one["curve"]["train/loss"], rel=1e-7)
         assert record["curve"]["train/error_pct"] == one["curve"]["train/error_pct"]
     for settings, lonely in zip(stacked, group(model, "alone", steps=60), strict=True):
@@ -80,8 +82,8 @@ def test_every_replica_takes_the_steps_it_would_take_alone(double, group, model)
 def test_every_replica_has_the_record_it_would_have_alone(group):
     alone = [run(settings) for settings in group("fcn", "alone", steps=10)]
     stacked = group("fcn", "stacked", steps=10)
-    for one, record, settings in zip(alone, run_stack(stacked), stacked, strict=True):
-        assert read_record(record_file(settings)) == record
+    for one, record, settings in zip(alone, train(stacked), stacked, strict=True):
+        assert read_record(settings.record_file) == record
         measured = {"curve", "metrics", "per_draw", "test_wrong"}
         assert {k: v for k, v in numbers(record).items() if k not in measured} == {
             k: v for k, v in numbers(one).items() if k not in measured
@@ -91,13 +93,14 @@ def test_every_replica_has_the_record_it_would_have_alone(group):
 
 
 def test_a_replica_that_diverges_leaves_the_others_untouched(group):
-    whole = run_stack(group("st_fcn_affine", "whole"))
+    whole = train(group("st_fcn_affine", "whole"))
     broken = group("st_fcn_affine", "broken")
-    broken[1] = {**broken[1], "recipe": {**broken[1]["recipe"], "optimiser": "sgd", "lr": 1e12, "schedule": "step"}}
-    records = run_stack(broken)
+    ruinous = {"optimiser": SGD | {"lr": 1e12}, "schedule": STEP}
+    broken[1] = broken[1].changed(recipe=broken[1].recipe | ruinous)
+    records = train(broken)
     assert [record["status"] == "diverged" for record in records] == [False, True, False]
     assert "before step" in records[1]["reason"]
-    assert not (run_folder(broken[1]) / "weights.pt").exists()
+    assert not (broken[1].folder / "weights.pt").exists()
     for i in (0, 2):
         assert numbers(records[i])["curve"] == numbers(whole[i])["curve"]
         assert records[i]["metrics"] == whole[i]["metrics"]
@@ -106,24 +109,24 @@ def test_a_replica_that_diverges_leaves_the_others_untouched(group):
 @pytest.mark.parametrize("together", [False, True])
 def test_a_net_that_the_last_step_ruins_has_diverged(group, together):
     settings = group("fcn", "ruined", steps=1)
-    ruinous = {"optimiser": "sgd", "lr": 1e30, "schedule": "step"}
-    settings[0] = {**settings[0], "recipe": settings[0]["recipe"] | ruinous}
-    records = run_stack(settings) if together else [run(settings[0])]
+    ruinous = {"optimiser": SGD | {"lr": 1e30}, "schedule": STEP}
+    settings[0] = settings[0].changed(recipe=settings[0].recipe | ruinous)
+    records = train(settings) if together else [run(settings[0])]
     assert records[0]["status"] == "diverged"
     assert "nan after the last step" in records[0]["reason"]
     assert all(record["status"] != "diverged" for record in records[1:])
-    assert [read_record(record_file(one)) for one in settings[: len(records)]] == records
+    assert [read_record(one.record_file) for one in settings[: len(records)]] == records
 
 
 def test_a_stack_whose_records_find_no_room_is_tested_again_and_not_trained_again(monkeypatch, full_disk, group):
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
-    whole = run_stack(group("fcn", "whole"))
+    monkeypatch.setattr(checkpoints, "EVERY", timedelta(0))
+    whole = train(group("fcn", "whole"))
     settings = group("fcn", "full")
     with full_disk(2), pytest.raises(OSError, match="no space"):
-        run_stack(settings)
-    assert not any(record_file(one).exists() for one in settings)
+        train(settings)
+    assert not any(one.record_file.exists() for one in settings)
     seen = []
-    assert [numbers(record) for record in run_stack(settings, progress=seen.append)] == [numbers(one) for one in whole]
+    assert [numbers(record) for record in train(settings, progress=seen.append)] == [numbers(one) for one in whole]
     assert seen == []
 
 
@@ -135,37 +138,37 @@ def test_what_the_device_lacks_says_nothing_about_the_runs(monkeypatch, group, e
     monkeypatch.setattr(Classification, "draw_batch", lacking)
     settings = group("fcn", "lacking")
     with pytest.raises(error):
-        run_stack(settings)
-    assert not any(record_file(one).exists() for one in settings)
+        train(settings)
+    assert not any(one.record_file.exists() for one in settings)
 
 
 def test_an_interrupted_stack_ends_at_the_numbers_of_an_uninterrupted_one(monkeypatch, group):
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
-    whole = run_stack(group("st_fcn_tps", "whole"))
+    monkeypatch.setattr(checkpoints, "EVERY", timedelta(0))
+    whole = train(group("st_fcn_tps", "whole"))
     settings = group("st_fcn_tps", "interrupted")
 
     def stop(steps):
         raise SystemError("interrupted")
 
     with pytest.raises(SystemError):
-        run_stack(settings, progress=stop)
+        train(settings, progress=stop)
     seen = []
-    resumed = run_stack(settings, progress=seen.append)
+    resumed = train(settings, progress=seen.append)
     assert seen == [100, 120]  # it did resume
     assert [numbers(record) for record in resumed] == [numbers(record) for record in whole]
-    assert not list((run_folder(settings[0]).parents[4] / "stacks").rglob("*.ckpt"))
+    assert not list((settings[0].folder.parents[4] / "stacks").rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_a_deadline_stops_cleanly_and_the_next_call_goes_on(group, together):
-    train = run_stack if together else lambda settings, **more: [run(settings[0], **more)]
-    whole = train(group("st_fcn_affine", "whole"))
+    call = train if together else lambda settings, **more: [run(settings[0], **more)]
+    whole = call(group("st_fcn_affine", "whole"))
     settings = group("st_fcn_affine", "pieces")
     for steps in (50, 100):
         with pytest.raises(OutOfTime, match=f"after step {steps} of 120"):
-            train(settings, deadline=time.time())
-        assert not any(record_file(one).exists() for one in settings)
-    records = train(settings, deadline=time.time())  # nothing is left but the test, which it finishes
+            call(settings, deadline=time.time())
+        assert not any(one.record_file.exists() for one in settings)
+    records = call(settings, deadline=time.time())  # nothing is left but the test, which it finishes
     assert [numbers(record) for record in records] == [numbers(record) for record in whole]
 
 
@@ -173,7 +176,7 @@ def test_what_a_stack_may_differ_in(settings_of):
     def key(task="mnist_r", model="st_fcn_affine", *overrides, **recipe):
         return stack_key(settings_of(task, model, *overrides, **recipe))
 
-    assert key() == key("mnist_p", "st_fcn_affine", "seed=3") == key(lr=0.1, momentum=0.5, localiser_lr_multiplier=2.0)
+    assert key() == key("mnist_p", "st_fcn_affine", "seed=3") == key(optimiser=SGD, localiser_lr_multiplier=2.0)
     others = [
         key(model="fcn"),
         key("mnist_rts"),
@@ -190,7 +193,9 @@ def test_what_a_stack_may_differ_in(settings_of):
 def test_a_new_process_knows_what_shares_a_stack(settings_of):
     """The modules of a family are imported there by the question itself."""
     settings = settings_of("mnist_r", "st_fcn_tps")
-    asked = f"from stn.train.stack import stack_key; print(stack_key({settings!r}), end='')"
+    given = settings.model_dump_json()
+    asked = "from stn.many.grouping import stack_key; from stn.settings import RunSettings as Run; "
+    asked += f"print(stack_key(Run.model_validate_json({given!r})), end='')"
     answer = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert answer.stdout == stack_key(settings)
 
@@ -210,12 +215,11 @@ def test_a_new_process_knows_what_shares_a_stack(settings_of):
 )
 def test_runs_stack_by_themselves_where_they_will_have_a_gpu(monkeypatch, launcher, gpu_here, wanted):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
-    settings = {"stack": "auto", "device": "auto"} | ({} if launcher is None else {"launcher": launcher})
-    assert stacked(settings) is wanted
-    assert not stacked(settings | {"device": "cpu"})
-    assert stacked(settings | {"stack": True, "device": "cpu"})
+    assert stacked("auto", "auto", launcher) is wanted
+    assert not stacked("auto", "cpu", launcher)
+    assert stacked(True, "cpu", launcher)
 
 
 def test_runs_that_do_not_fit_together_are_refused(toy_mnist, settings_of):
     with pytest.raises(ValueError, match="must have the same network"):
-        run_stack([settings_of("mnist_r", "fcn"), settings_of("mnist_rts", "fcn")])
+        train([settings_of("mnist_r", "fcn"), settings_of("mnist_rts", "fcn")])

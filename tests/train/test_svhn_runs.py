@@ -12,15 +12,14 @@ from stn.data.errors import DataError
 from stn.data.svhn import NumberCrops, load_svhn
 from stn.data.svhn_stream import NumberStream
 from stn.families.svhn import data_folder
+from stn.many.cost import run_cost
 from stn.nets.svhn import NumberReader
 from stn.results.records import read_record, unpack_wrong
 from stn.results.tables import load_table
 from stn.tasks.classification import cross_entropy
-from stn.train import run as run_module
-from stn.train.cost import run_cost
-from stn.train.run import run
-from stn.train.settings import record_file, run_folder
+from stn.train import checkpoints
 from stn.train.step_time import step_ratios
+from tests.tiny import run, unread
 from tests.train.two_steps import train_two_steps
 
 MODELS = ("svhn_cnn", "svhn_st_single", "svhn_st_multi")
@@ -39,16 +38,16 @@ def svhn_settings(drawn, tmp_path):
 
     def make(model="svhn_st_single", *overrides, task="svhn_64", protocol="smoke", **recipe):
         tiny = {"steps": 10, "batch_size": 4} | recipe
-        return compose_run(
+        run = compose_run(
             [
                 *(f"task={task}", f"model={model}", f"protocol={protocol}", "data=standin", f"data_dir={drawn}"),
                 *(f"task.standin.{split}={n}" for split, n in N.items()),
-                *(f"protocol.svhn.{name}={value}" for name, value in tiny.items()),
                 *(f"results_dir={tmp_path / 'results'}", f"output_dir={tmp_path / 'outputs'}"),
                 *("device=cpu", "progress=false"),
                 *overrides,
             ]
         )
+        return run.changed(recipe=run.recipe | tiny)
 
     return make
 
@@ -64,21 +63,27 @@ def test_a_run_on_stand_ins_ends_in_one_record_among_the_stand_ins(svhn_settings
     settings = svhn_settings(model, task=task)
     families.prepare(settings)
     run(settings)
-    record = read_record(record_file(settings))
-    assert list((tmp_path / "results").rglob("*.json")) == [record_file(settings)]
-    assert record_file(settings).is_relative_to(tmp_path / "results" / "standin")
+    record = read_record(settings.record_file)
+    assert list((tmp_path / "results").rglob("*.json")) == [settings.record_file]
+    assert settings.record_file.is_relative_to(tmp_path / "results" / "standin")
     assert (record["data"], record["n_test"], record["steps"]) == ("standin", N["test"], 10)
     assert record["metrics"]["test/error_pct"] == pytest.approx(100 * unpack_wrong(record["test_wrong"]).mean())
     looks = [name for name in record["metrics"] if name.endswith("grid_inside")]
     assert len(looks) == transformers
-    px = settings["task"]["crop_px"]
+    px = settings.task.crop_px
     assert record["data_checksums"].keys() == {
         f"{split}_{px}/{name}.npy" for split in N for name in ("images", "labels")
     }
 
 
+def test_each_key_is_read(svhn_settings, monkeypatch):
+    assert unread(svhn_settings(), monkeypatch) == set()
+
+
 def test_a_network_learns_the_stand_ins_by_heart(svhn_settings):
-    settings = svhn_settings("svhn_st_single", steps=100, batch_size=16, lr=0.002)
+    settings = svhn_settings(
+        "svhn_st_single", steps=100, batch_size=16, optimiser={"name": "adamw", "lr": 0.002, "weight_decay": 0.0}
+    )
     families.prepare(settings)
     losses = run(settings)["curve"]["train/loss"]
     guessing = families.build(settings).module.stream.guessing_loss
@@ -89,14 +94,14 @@ def test_an_interrupted_run_with_dropout_ends_at_the_numbers_of_an_uninterrupted
     settings = svhn_settings("svhn_st_single", steps=60, batch_size=2, dropout=0.5)
     families.prepare(settings)
     whole = run(settings)
-    monkeypatch.setattr(run_module, "CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr(checkpoints, "EVERY", timedelta(0))
 
     def stop(steps):
         raise SystemError("interrupted")
 
     with pytest.raises(SystemError, match="interrupted"):
         run(settings, progress=stop)
-    assert (run_folder(settings) / "last.ckpt").exists()
+    assert (settings.folder / "last.ckpt").exists()
     seen = []
     resumed = run(settings, progress=seen.append)
     assert seen == [60]
@@ -109,7 +114,7 @@ def test_a_step_at_full_size_trains_every_parameter(svhn_settings, model):
     """The paper's widths and recipe."""
     settings = svhn_settings(model, protocol="paper", steps=2, batch_size=2)
     families.prepare(settings)
-    assert settings["recipe"]["width"] == 1
+    assert settings.recipe["width"] == 1
     loss, untouched = train_two_steps(families.build(settings).module)
     assert math.isfinite(loss)
     assert untouched == []
@@ -227,12 +232,12 @@ def test_recipes_that_cannot_be(svhn_settings, recipe, named):
 
 
 def test_the_papers_protocol_has_the_papers_numbers():
-    recipe = compose_run(["task=svhn_64", "model=svhn_cnn", "protocol=paper"])["recipe"]
+    recipe = compose_run(["task=svhn_64", "model=svhn_cnn", "protocol=paper"]).recipe
     assert recipe == {
         **{"width": 1, "dropout": 0.5, "padding": "zeros", "antialias": False},
-        **{"batch_size": 128, "steps": 400_000, "optimiser": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": False},
-        **{"weight_decay": 5e-4, "schedule": "step", "lr_step_every": 80_000, "lr_step_factor": 0.1},
-        **{"warmup_fraction": 0, "localiser_lr_multiplier": 0.1, "test_draws": 1},
+        **{"batch_size": 128, "steps": 400_000, "localiser_lr_multiplier": 0.1},
+        "optimiser": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4},
+        "schedule": {"name": "step", "every": 80_000, "factor": 0.1},
     }
 
 
@@ -249,7 +254,7 @@ def test_table_2_has_the_papers_numbers():
 
 @pytest.mark.parametrize("task", ["svhn_64", "svhn_128"])
 def test_a_task_has_its_size(task):
-    assert f"svhn_{compose_run([f'task={task}', 'model=svhn_cnn'])['task']['crop_px']}" == task
+    assert f"svhn_{compose_run([f'task={task}', 'model=svhn_cnn']).task.crop_px}" == task
 
 
 # -- speed ----------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from stn.results.records import RunKey, record_path
-from stn.train.run import OutOfTime, run
-from stn.train.telemetry import Telemetry, confusion
-from stn.train.tracking import tracking
+from stn.train.stopped import OutOfTime
+from stn.watch.telemetry import Telemetry, confusion
+from stn.watch.tracking import tracking
+from tests.tiny import SGD, STEP, run
 
 VERB = Path(__file__).with_name("toy_verb.py")
 STEPS = 300
@@ -71,10 +72,10 @@ def test_an_offline_run_holds_what_its_page_shows(offline_run):
     shown = json.loads(leet(folder, "--summary"))
     assert (shown["state"], shown["exit_code"]) == ("finished", 0)
     assert shown["name"] == "mnist_r/st_fcn_affine/smoke/seed1"
-    assert shown["project"] == settings["wandb"]["project"]
+    assert shown["project"] == settings.wandb.project
     assert set(shown["tags"]) == {"mnist_r", "st_fcn_affine", "smoke", "seed1", "real"}
     assert {name: shown["config"][name] for name in ("task", "model", "recipe", "seed")} == {
-        name: settings[name] for name in ("task", "model", "recipe", "seed")
+        name: settings.config[name] for name in ("task", "model", "recipe", "seed")
     }
     assert shown["config"]["n_params"] == record["n_params"]
     summary = shown["summary"]
@@ -162,7 +163,8 @@ def test_every_run_of_a_process_is_closed_as_what_it_was(
     def broken(*_):
         raise RuntimeError("broken")
 
-    assert run(settings_of("mnist_r", "fcn", "seed=0", "wandb.mode=offline", lr=1e30))["status"] == "diverged"
+    ruinous = settings_of("mnist_r", "fcn", "seed=0", "wandb.mode=offline", optimiser={"lr": 1e30})
+    assert run(ruinous)["status"] == "diverged"
     with monkeypatch.context() as patch:
         patch.setattr("stn.tasks.classification.Classification.chunk_metrics", broken)
         with pytest.raises(RuntimeError, match="broken"):
@@ -176,13 +178,13 @@ def test_every_run_of_a_process_is_closed_as_what_it_was(
 
 
 @pytest.fixture
-def loggers(offline_environment, monkeypatch, tmp_path):
-    """Call it with a key and a results folder: what tracking asks WandbLogger for."""
+def loggers(offline_environment, monkeypatch):
+    """Call it with a run: what tracking asks WandbLogger for."""
     asked = []
     monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", lambda **arguments: asked.append(arguments))
 
-    def ask(key, settings):
-        with tracking(settings, key, tmp_path):
+    def ask(run):
+        with tracking(run):
             return asked[-1]
 
     return ask
@@ -190,37 +192,43 @@ def loggers(offline_environment, monkeypatch, tmp_path):
 
 def test_a_resumed_run_continues_the_same_wandb_run(loggers, settings_of):
     settings = settings_of("mnist_r", "fcn", "wandb.mode=offline")
-    key = RunKey("mnist_r", "fcn", "smoke", 0)
-    first, again = loggers(key, settings), loggers(key, {**settings, "output_dir": "elsewhere", "device": "auto"})
+    first, again = loggers(settings), loggers(settings.changed(output_dir="elsewhere", device="auto"))
     assert first["id"] == again["id"]
     assert first["resume"] == "allow"
     assert first["group"] == "mnist_r/fcn"  # seeds of one cell
     assert first["mode"] == "offline"
-    others = [loggers(key._replace(**change), settings)["id"] for change in ({"seed": 1}, {"model": "cnn"})]
-    others.append(loggers(key, {**settings, "results_dir": settings["results_dir"] + "/sweeps"})["id"])
-    others.append(loggers(key, {**settings, "data": "standin"})["id"])
-    assert len({first["id"], *others}) == 5
+    changes = [
+        {"seed": 1},
+        {"protocol": "quick"},
+        {"results_dir": settings.results_dir / "sweeps"},
+        {"data": "standin"},
+    ]
+    assert len({first["id"], *(loggers(settings.changed(**change))["id"] for change in changes)}) == 5
 
 
 def test_a_sweep_is_a_group(loggers, settings_of):
     plain = settings_of("mnist_r", "fcn", "wandb.mode=offline")
-    key = RunKey("mnist_r", "fcn", "smoke", 0)
-    departed = key._replace(protocol="smoke-0123abcd")
-    assert loggers(departed, plain)["group"] == "sweep of mnist_r/fcn, smoke"
-    assert loggers(departed, plain)["job_type"] == "smoke-0123abcd"
-    assert loggers(key, {**plain, "data": "standin"})["group"] == "mnist_r/fcn standin"
-    named = settings_of("mnist_r", "fcn", "wandb.mode=offline", "wandb.group=rates")
-    assert loggers(key, named)["group"] == loggers(departed, named)["group"] == "rates"
+    departed = plain.changed(protocol="smoke-0123abcd")
+    assert loggers(departed)["group"] == "sweep of mnist_r/fcn, smoke"
+    assert loggers(departed)["job_type"] == "smoke-0123abcd"
+    assert loggers(plain.changed(data="standin"))["group"] == "mnist_r/fcn standin"
+    for one in (plain, departed):
+        assert loggers(one.changed(wandb=one.wandb.model_dump() | {"group": "rates"}))["group"] == "rates"
 
 
-def test_an_unknown_mode_is_an_error_of_one_line(settings_of, tmp_path):
-    settings = settings_of("mnist_r", "fcn", "wandb.mode=sometimes")
-    with (
-        pytest.raises(ValueError, match=r"wandb\.mode .*disabled.*offline.*online.*sometimes") as error,
-        tracking(settings, RunKey("mnist_r", "fcn", "smoke", 0), tmp_path),
-    ):
-        pass
-    assert "\n" not in str(error.value)
+def test_what_w_and_b_says_is_what_the_record_says(offline_environment, toy_mnist, settings_of, tmp_path):
+    """A last step that ruins the net is seen in the test alone, and a net that guesses by its loss."""
+    runs = [
+        settings_of("mnist_r", "fcn", "wandb.mode=offline", steps=1, optimiser=SGD | {"lr": 1e30}, schedule=STEP),
+        settings_of("mnist_r", "cnn", "wandb.mode=offline", optimiser={"lr": 0.0}),
+    ]
+    records = {record["model"]: (record["status"], record["reason"]) for record in map(run, runs)}
+    told = {}
+    for folder in run_folders(tmp_path):
+        shown = json.loads(leet(folder, "--summary"))
+        told[shown["config"]["model"]["name"]] = (shown["summary"]["status"], shown["summary"]["reason"])
+    assert told == records
+    assert {model: status for model, (status, _) in told.items()} == {"fcn": "diverged", "cnn": "collapsed"}
 
 
 def test_a_run_without_tracking_does_not_import_wandb(toy_data_dir, tmp_path):

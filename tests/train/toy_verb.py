@@ -1,7 +1,7 @@
 """Runs a verb on toy digits: TOY_DATA_DIR=<IDX files> python tests/train/toy_verb.py experiments.train task=… …
 
 The files' own md5 take the place of MNIST's, at import: a spawned worker imports this script again, as its main
-module, and so reads the same digits. With TOY_CHECKPOINT_EVERY_S a run saves a checkpoint that often; TOY_OVERRIDES
+module, and so reads the same digits. With TOY_EVERY_S a run saves a checkpoint that often; TOY_OVERRIDES
 are appended to those of every run that a verb composes.
 """
 
@@ -17,10 +17,10 @@ from stn.data.mnist import MNIST_MD5
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 for name in MNIST_MD5:
     MNIST_MD5[name] = hashlib.md5((Path(os.environ["TOY_DATA_DIR"]) / name).read_bytes()).hexdigest()
-if "TOY_CHECKPOINT_EVERY_S" in os.environ:
-    import stn.train.run
+if "TOY_EVERY_S" in os.environ:
+    import stn.train.checkpoints
 
-    stn.train.run.CHECKPOINT_EVERY = timedelta(seconds=float(os.environ["TOY_CHECKPOINT_EVERY_S"]))
+    stn.train.checkpoints.EVERY = timedelta(seconds=float(os.environ["TOY_EVERY_S"]))
 if "TOY_OVERRIDES" in os.environ:
     import experiments.config
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from stn.data.cub_stream import BirdStream
 from stn.data.svhn_stream import NumberStream
+from stn.settings import run_settings
 from stn.train import run as run_module
-from stn.train.run import OutOfTime, run
+from stn.train.run import train
+from stn.train.stopped import OutOfTime
 
 
 def in_double(replace: Callable[[object, str, object], None] = setattr) -> None:
@@ -42,6 +44,6 @@ if __name__ == "__main__":
     in_double()
     for settings, budget_s in json.loads(Path(sys.argv[1]).read_text()):
         try:
-            run(settings, deadline=None if budget_s is None else time.time() + budget_s)
+            train([run_settings(settings)], deadline=None if budget_s is None else time.time() + budget_s)
         except OutOfTime as stopped:
             print(stopped)

@@ -1,8 +1,9 @@
 """One module per family of tasks: how the settings of a run become a network, its data and a LightningModule.
 
-Each has `network(settings) -> Network`, cheap and without data; `prepare(settings)`, which sees to it that the data are
-there; `build(settings) -> Built`; and `DATA`, the kinds of data it has. One whose runs begin with the weights of others
-has `needs(settings)`.
+Each has `network(experiment) -> Network`, cheap and without data; `prepare(run)`, which sees to it that the data are
+there; `build(run) -> Built`; `DATA`, the kinds of data it has; `HELDOUT`, whether a part of the training data can take
+the test's place; `STACKS`, whether its runs can train as one program. One whose runs begin with the weights of others
+has `needs(run)`.
 """
 
 import importlib
@@ -11,12 +12,12 @@ from typing import NamedTuple
 
 from torch import nn
 
+from stn.results.records import RunKey
+from stn.settings import Experiment, RunSettings
 from stn.tasks.training import Training
 
-FAMILIES = ("addition", "coloc", "cub", "cub_coloc", "mnist", "mnist3d", "svhn")
-
-# Addition is distorted MNIST with a recipe of its own.
-SAME_MODULE = {"addition": "mnist"}
+# Family -> its module. Addition is distorted MNIST with a recipe of its own.
+FAMILIES = {name: name for name in ("coloc", "cub", "cub_coloc", "mnist", "mnist3d", "svhn")} | {"addition": "mnist"}
 
 
 class Network(NamedTuple):
@@ -35,50 +36,54 @@ class Built(NamedTuple):
     data_checksums: dict[str, str]
 
 
-def family(settings: dict) -> ModuleType:
-    """The module that a run's task belongs to. Raises: ValueError for an unknown family."""
-    name = settings["task"]["family"]
+def family(experiment: Experiment) -> ModuleType:
+    """The module that a run's task belongs to. Raises: ValueError for an unknown family, or held-out data it lacks."""
+    name = experiment.task.family
     if name not in FAMILIES:
-        raise ValueError(f"task.family must be one of {FAMILIES}, got {name!r}")
-    return importlib.import_module(f"stn.families.{SAME_MODULE.get(name, name)}")
+        raise ValueError(f"task.family must be one of {', '.join(FAMILIES)}, got {name!r}")
+    module = importlib.import_module(f"stn.families.{FAMILIES[name]}")
+    if experiment.evaluate == "heldout" and not module.HELDOUT:
+        raise ValueError(f"evaluate=heldout: {experiment.task.name} has no held-out data; allowed: test")
+    return module
 
 
-def prepare(settings: dict) -> None:
+def prepare(run: RunSettings) -> None:
     """Fetches or makes the data of a run, unless they are there. Raises: DataError saying what to put where."""
-    family(settings).prepare(settings)
+    family(run).prepare(run)
 
 
-def needs(settings: dict) -> list[tuple[str, str]]:
-    """Task and model of the runs whose weights this run begins with, of its protocol and kind of data and seed 0."""
-    of_family = getattr(family(settings), "needs", None)
-    return of_family(settings) if of_family else []
+def needs(run: RunSettings) -> list[RunKey]:
+    """The runs whose weights this run begins with; they have its kind of data."""
+    of_family = getattr(family(run), "needs", None)
+    return of_family(run) if of_family else []
 
 
-def network(settings: dict) -> Network:
+def network(experiment: Experiment) -> Network:
     """The untrained network of a run; torch's random numbers decide its weights.
 
-    Raises: ValueError for settings that make none.
+    Raises: ValueError for settings that make none, or that the family does not read.
     """
     try:
-        return family(settings).network(settings)
+        return family(experiment).network(experiment)
     except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:  # of a value that nothing else refused
-        raise _unusable(settings, error) from error
+        raise _unusable(experiment, error) from error
 
 
-def build(settings: dict) -> Built:
+def build(run: RunSettings) -> Built:
     """The LightningModule of a run, with its data.
 
     Raises: ValueError for settings that do not fit together, DataError when the data are not there.
     """
-    module = family(settings)
-    if settings["data"] not in module.DATA:
-        raise ValueError(f"data={settings['data']}: {settings['task']['name']} has only data={', '.join(module.DATA)}")
+    module = family(run)
+    if run.data not in module.DATA:
+        raise ValueError(f"data={run.data}: {run.task.name} has only data={', '.join(module.DATA)}")
     try:
-        return module.build(settings)
+        return module.build(run)
     except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise _unusable(settings, error) from error
+        raise _unusable(run, error) from error
 
 
-def _unusable(settings: dict, error: Exception) -> ValueError:
-    names, told = [settings[group]["name"] for group in ("task", "model")], " ".join(str(error).split())[:200]
-    return ValueError(f"{' and '.join(names)} cannot be built with these settings ({type(error).__name__}: {told})")
+def _unusable(experiment: Experiment, error: Exception) -> ValueError:
+    told = " ".join(str(error).split())[:200]
+    names = f"{experiment.task.name} and {experiment.model.name}"
+    return ValueError(f"{names} cannot be built with these settings ({type(error).__name__}: {told})")

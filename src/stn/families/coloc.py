@@ -1,9 +1,10 @@
 """Co-localisation of digits, Table 5 (App. A.2): ten classes of images, a localiser for each."""
 
 import hashlib
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import JsonValue, PositiveInt, model_validator
 from torch import Tensor
 
 from stn.data.clutter import Clutter
@@ -13,58 +14,80 @@ from stn.data.seeds import TEST_SEED, stream_seed
 from stn.families import Built, Network
 from stn.families.mnist import splits
 from stn.nets.colocalisation import CnnActivations, Localisers
+from stn.results.records import RunKey
+from stn.saved import load
+from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings, made
 from stn.tasks.colocalisation import Colocalisation, ColocalisationRecipe, Scenes
-from stn.train.saved import load
-from stn.train.settings import from_settings, run_folder, run_key
+from stn.validation import Checked
 
 DATA = ("real",)
+HELDOUT, STACKS = True, False
 CLASSES = 10
 CHUNK_STEPS = 10  # a step takes half a second
 # Other digits that the patches of one class's images are cut from.
 PATCH_DONORS = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColocRecipe(ColocalisationRecipe):
+class Encoder(Checked):
+    """Of which run the CNN is the encoder; its protocol is the recipe's `encoder_protocol`."""
+
+    task: str
+    model: str
+
+
+class Task(TaskSettings):
+    clutter: dict[str, JsonValue]
+    encoder: Encoder
+
+
+class Model(ModelSettings):
+    """The localisers of App. A.2, the only ones there are."""
+
+    name: Literal["coloc_st"]
+
+
+class Recipe(ColocalisationRecipe):
     """`encoder_protocol`: the protocol of the run whose CNN is the encoder. `crop_px` is the side of what it sees."""
 
-    images_per_class: int
+    images_per_class: PositiveInt
     encoder_protocol: str
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.must_be_at_least(self.batch_size, "images_per_class")
+    @model_validator(mode="after")
+    def _a_batch_of_each_class(self) -> "Recipe":
+        if self.images_per_class < self.batch_size:
+            raise ValueError(f"images_per_class must be batch_size or more, got {self.images_per_class}")
+        return self
 
 
-def prepare(settings: dict) -> None:
-    prepare_mnist(settings["data_dir"])
+def prepare(run: RunSettings) -> None:
+    prepare_mnist(run.data_dir)
 
 
-def needs(settings: dict) -> list[tuple[str, str]]:
-    encoder = settings["task"]["encoder"]
-    return [(encoder["task"], encoder["model"])]
+def needs(run: RunSettings) -> list[RunKey]:
+    task, _, recipe = run.read(Task, Model, Recipe)
+    return [RunKey(task.encoder.task, task.encoder.model, recipe.encoder_protocol, 0)]
 
 
-def network(settings: dict) -> Network:
-    recipe = from_settings(ColocRecipe, settings["recipe"], "the recipe")
-    in_shape = (1, *from_settings(Clutter, settings["task"]["clutter"], "the clutter").canvas)
+def network(experiment: Experiment) -> Network:
+    task, _, recipe = experiment.read(Task, Model, Recipe)
+    in_shape = (1, *made(Clutter, task.clutter, "task.clutter").canvas)
     net = Localisers(CLASSES, in_shape, recipe.bounds(), recipe.crop_px)
     return Network(net, {}, (CLASSES, *in_shape))
 
 
-def build(settings: dict) -> Built:
-    recipe, seed = from_settings(ColocRecipe, settings["recipe"], "the recipe"), settings["seed"]
-    encoder, checksum = load_encoder(settings)
-    train_digits, test_digits = splits(settings)
-    clutter = Clutter(**settings["task"]["clutter"])
-    train = scenes(train_digits, recipe.images_per_class, clutter, seed)
+def build(run: RunSettings) -> Built:
+    task, _, recipe = run.read(Task, Model, Recipe)
+    encoder, checksum = load_encoder(run)
+    train_digits, test_digits = splits(run)
+    clutter = made(Clutter, task.clutter, "task.clutter")
+    train = scenes(train_digits, recipe.images_per_class, clutter, run.seed)
     unseen = scenes(test_digits, recipe.images_per_class, clutter, TEST_SEED)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
-        net, widths, _ = network(settings)
+        torch.manual_seed(stream_seed(run.seed, "weights"))
+        net, widths, _ = network(run)
     net.standardise(train.images)
     names = [f"digit{k}" for k in range(CLASSES)]
-    module = Colocalisation(net, encoder, train, unseen, names, recipe, seed, recipe.search(), CHUNK_STEPS)
+    module = Colocalisation(net, encoder, train, unseen, names, recipe, run.seed, recipe.search(), CHUNK_STEPS)
     return Built(module, widths, MNIST_MD5 | checksum)
 
 
@@ -88,33 +111,23 @@ def scenes(digits: Digits, n: int, clutter: Clutter, seed: int) -> Scenes:
     return Scenes(torch.stack(images, dim=1), torch.stack(boxes, dim=1))
 
 
-def load_encoder(settings: dict) -> tuple[CnnActivations, dict[str, str]]:
+def load_encoder(run: RunSettings) -> tuple[CnnActivations, dict[str, str]]:
     """The frozen encoder and the checksum of its weights. Raises: DataError, as `encoder_weights`."""
-    weights, checksum = encoder_weights(encoder_settings(settings))
-    crop_px = settings["recipe"]["crop_px"]
+    weights, checksum = encoder_weights(run, *needs(run))
+    crop_px = run.recipe["crop_px"]
     return CnnActivations.from_weights(weights, (1, crop_px, crop_px)), checksum
 
 
-def encoder_weights(of_encoder: dict) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights that a run left, and its key with their sha256.
+def encoder_weights(run: RunSettings, encoder: RunKey) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights that the run `encoder` left, and its key with their sha256.
 
     Raises: DataError, with the command that makes them, when they are not there, or are damaged.
     """
-    key, path = run_key(of_encoder), run_folder(of_encoder) / "weights.pt"
+    path = run.folder_of(encoder) / "weights.pt"
     if not path.exists():
-        data = "" if of_encoder["data"] == "real" else f" data={of_encoder['data']}"
-        command = f"task={key.task} model={key.model} protocol={key.protocol}{data} seed={key.seed}"
-        raise DataError(f"the encoder {path} is not there; make it: python -m experiments.train {command}")
+        raise DataError(f"the encoder {path} is not there; make it: {run.command(encoder)}")
     weights = load(path)
-    return weights, {f"encoder {key}": weights_sha256(weights)}
-
-
-def encoder_settings(settings: dict) -> dict:
-    """What names the run of the encoder: always seed 0."""
-    encoder = settings["task"]["encoder"]
-    protocol = {"name": settings["recipe"]["encoder_protocol"]}
-    names = {"task": {"name": encoder["task"]}, "model": {"name": encoder["model"]}}
-    return {**settings, **names, "protocol": protocol, "seed": 0}
+    return weights, {f"encoder {encoder}": weights_sha256(weights)}
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

@@ -1,9 +1,10 @@
 """Co-localisation of birds (App. A.2, CUB-200-2011): the photographs of one species at a time, a localiser for each."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from stn.data.cub import Birds, center_crop, expect_cub, load_cub, prepare_cub
@@ -11,103 +12,102 @@ from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
 from stn.data.seeds import stream_seed
 from stn.families import Built, Network
-from stn.families.coloc import encoder_weights
-from stn.families.cub import PRETRAINING
+from stn.families.coloc import Model, encoder_weights
+from stn.families.cub import PRETRAINING, pretraining
 from stn.nets.backbones import IMAGENET, backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
 from stn.nets.colocalisation import Localisers
+from stn.results.records import RunKey
+from stn.settings import Experiment, RunSettings, TaskSettings
 from stn.tasks.birds import BirdColocalisation
 from stn.tasks.colocalisation import ColocalisationRecipe, Scenes
-from stn.train.settings import from_settings
 
 DATA = ("real", "standin")
+HELDOUT, STACKS = False, False
 BACKBONE = "efficientnet_lite0"  # of the encoder "imagenet"
-ENCODERS = {IMAGENET: 32, PRETRAINING[0]: 16}  # and the stride, the smallest crop they take
+SMALLEST_CROP_PX = {IMAGENET: 32, PRETRAINING[0]: 16}  # that an encoder takes: its stride
 STANDIN_SEED = 2  # other species than those of Table 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class CubColocRecipe(ColocalisationRecipe):
+Task = TaskSettings
+
+
+class Recipe(ColocalisationRecipe):
     """`species`: how many, spread over all. `image_px`: the middle of each photograph, square, with its shorter side.
     `encoder`: "imagenet", or "cub_pretrain" for the cub_cnn that this protocol trained on other drawn species.
 
-    `standin_…` as in `CubRecipe`.
+    `standin_…` as in `stn.families.cub`.
     """
 
-    species: int
-    images_per_species: int
-    image_px: int
-    encoder: str
-    standin_birds: int
-    standin_px: int
+    species: int = Field(ge=2)
+    images_per_species: PositiveInt
+    image_px: PositiveInt
+    encoder: Literal["imagenet", "cub_pretrain"]
+    standin_birds: PositiveInt
+    standin_px: PositiveInt
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.must_be_at_least(2, "species")
-        self.must_be_at_least(self.batch_size, "images_per_species")
-        self.must_be_one_of("encoder", ENCODERS)
-        self.must_be_at_least(ENCODERS[self.encoder], "crop_px")
+    @model_validator(mode="after")
+    def _fits(self) -> "Recipe":
+        if self.images_per_species < self.batch_size:
+            raise ValueError(f"images_per_species must be batch_size or more, got {self.images_per_species}")
+        if self.crop_px < (least := SMALLEST_CROP_PX[self.encoder]):
+            raise ValueError(f"crop_px must be {least} or more for the encoder {self.encoder}, got {self.crop_px}")
+        return self
 
 
-def prepare(settings: dict) -> None:
+def prepare(run: RunSettings) -> None:
     """Makes the stand-in, or caches the images of the real birds, which the user must have put in place."""
-    recipe, folder = _recipe(settings), data_folder(settings)
-    if settings["data"] == "standin":
+    recipe, folder = read(run), data_folder(run)
+    if run.data == "standin":
         write_standin(folder, recipe.species, recipe.standin_birds, STANDIN_SEED, recipe.standin_px)
     else:
         expect_cub(folder)
-    prepare_cub(folder, (recipe.image_px,), settings["data"])
+    prepare_cub(folder, (recipe.image_px,), run.data)
 
 
-def needs(settings: dict) -> list[tuple[str, str]]:
-    return [PRETRAINING] if _recipe(settings).encoder == PRETRAINING[0] else []
+def needs(run: RunSettings) -> list[RunKey]:
+    return [pretraining(run)] if read(run).encoder == PRETRAINING[0] else []
 
 
-def network(settings: dict) -> Network:
-    recipe = _recipe(settings)
+def network(experiment: Experiment) -> Network:
+    recipe = read(experiment)
     in_shape = (3, recipe.image_px, recipe.image_px)
     net = Localisers(recipe.species, in_shape, recipe.bounds(), recipe.crop_px)
     return Network(net, {}, (recipe.species, *in_shape))
 
 
-def build(settings: dict) -> Built:
-    recipe, seed = _recipe(settings), settings["seed"]
-    if settings["data"] == "standin":
-        prepare(settings)
-    train, unseen = (load_cub(data_folder(settings), split, recipe.image_px) for split in ("train", "test"))
-    if train.source != settings["data"]:
-        raise DataError(f"data={settings['data']}: the birds in {data_folder(settings)} are {train.source}")
+def build(run: RunSettings) -> Built:
+    recipe = read(run)
+    if run.data == "standin":
+        prepare(run)
+    train, unseen = (load_cub(data_folder(run), split, recipe.image_px) for split in ("train", "test"))
+    if train.source != run.data:
+        raise DataError(f"data={run.data}: the birds in {data_folder(run)} are {train.source}")
     chosen = torch.linspace(0, len(train.classes) - 1, recipe.species).long().tolist()
     names = [train.classes[k].replace(".", "_") for k in chosen]
-    encoder, encoder_checksum = load_encoder(settings)
+    encoder, encoder_checksum = load_encoder(run)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
-        net, widths, _ = network(settings)
+        torch.manual_seed(stream_seed(run.seed, "weights"))
+        net, widths, _ = network(run)
     n = recipe.images_per_species
     shown = scenes(train, chosen, n, recipe.image_px)
     fewest = min(int((unseen.labels == k).sum()) for k in chosen)
     hidden = scenes(unseen, chosen, min(n, fewest), recipe.image_px)
     net.standardise(shown.images)
-    module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, seed, recipe.search())
+    module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, run.seed, recipe.search())
     return Built(module, widths, {"annotations_sha256": train.sha256, **encoder_checksum})
 
 
-def load_encoder(settings: dict) -> tuple[nn.Module, dict[str, str]]:
+def load_encoder(run: RunSettings) -> tuple[nn.Module, dict[str, str]]:
     """The frozen encoder and the checksum of its weights.
 
     Raises: DataError, with the command that makes it, when it is not there.
     """
-    if _recipe(settings).encoder == IMAGENET:
+    if read(run).encoder == IMAGENET:
         features = backbone(BACKBONE, IMAGENET)
         return BackboneActivations(features), {"encoder_sha256": features.weights_sha256}
-    weights, checksum = encoder_weights(encoder_settings(settings))
+    weights, checksum = encoder_weights(run, *needs(run))
     return SpeciesActivations.from_weights(weights), checksum
-
-
-def encoder_settings(settings: dict) -> dict:
-    """What names the run of the encoder "cub_pretrain": always seed 0."""
-    task, model = PRETRAINING
-    return {**settings, "task": {"name": task}, "model": {"name": model}, "seed": 0}
 
 
 def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
@@ -130,20 +130,20 @@ def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
     return Scenes(torch.stack(images, dim=1), torch.stack(boxes_px, dim=1))
 
 
-def data_folder(settings: dict) -> Path:
-    folder, recipe = Path(settings["data_dir"]), settings["recipe"]
-    if settings["data"] == "real":
-        return folder
-    name = f"cub_{recipe['species']}x{recipe['standin_birds']}_{recipe['standin_px']}px_seed{STANDIN_SEED}"
-    return folder / "standin" / name
+def data_folder(run: RunSettings) -> Path:
+    if run.data == "real":
+        return run.data_dir
+    recipe = read(run)
+    name = f"cub_{recipe.species}x{recipe.standin_birds}_{recipe.standin_px}px_seed{STANDIN_SEED}"
+    return run.data_dir / "standin" / name
 
 
-def _recipe(settings: dict) -> CubColocRecipe:
-    """Raises: ValueError for settings that are none, and for real birds where the encoder knows only drawn ones."""
-    recipe = from_settings(CubColocRecipe, settings["recipe"], "the recipe")
-    if recipe.encoder != IMAGENET and settings.get("data") == "real":
+def read(experiment: Experiment) -> Recipe:
+    """Raises: ValueError for settings that do not fit, and for real birds where the encoder knows only drawn ones."""
+    *_, recipe = experiment.read(Task, Model, Recipe)
+    if recipe.encoder != IMAGENET and experiment.data == "real":
         raise ValueError(
-            f"data=real: protocol {settings['protocol']['name']} compares crops by a net trained on drawn birds; give "
-            "data=standin, or protocol=fast or paper after `make data-cub`"
+            "data=real: this protocol compares crops by a net trained on drawn birds; give data=standin, or "
+            "protocol=fast or paper after `make data-cub`"
         )
     return recipe

@@ -7,61 +7,25 @@ says, so that two records of one run cannot exist. A bad record is an error, nev
 import base64
 import hashlib
 import json
-import math
 import os
-import re
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, ValidationError, model_validator
 
-SCHEMA = 1
-STATUSES = ("ok", "failed", "diverged", "collapsed")
+from stn.validation import Checked, problem
+
+SCHEMA = 2
 DATA_KINDS = ("real", "standin")
 WRONG_ENCODING = "base64 of zlib of numpy.packbits, shape (draws, n_test)"
-
-# Every key a record has, in the order in which it is written, with the JSON type of its value.
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "schema": int,
-    "status": str,
-    "reason": str,
-    "task": str,
-    "model": str,
-    "protocol": str,
-    "seed": int,
-    "data": str,
-    "config": dict,
-    "config_hash": str,
-    "n_params": int,
-    "widths": dict,
-    "metrics": dict,
-    "per_draw": dict,
-    "n_test": int,
-    "test_draws": int,
-    "test_wrong": dict,
-    "curve": dict,
-    "steps": int,
-    "wall_s": (int, float),
-    "images_per_s": (int, float),
-    "device": str,
-    "threads": int,
-    "versions": dict,
-    "git": dict,
-    "data_checksums": dict,
-    "finished_at": str,
-}
-# What a run that ended early may not know.
-MEASURED = frozenset(FIELDS) - {
-    *("schema", "status", "reason", "task", "model", "protocol", "seed", "data", "config", "config_hash"),
-    *("versions", "git", "finished_at"),
-}
 CHECKSUM = "checksum"  # the last key of a file: of all others
-NULLABLE = frozenset({"reason", "test_wrong", "images_per_s", "threads"})
-_KINDS = {int: "an int", str: "a string", dict: "a dict", (int, float): "a number"}
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class RecordError(ValueError):
@@ -124,8 +88,11 @@ def write_records(records: Mapping[Path, Mapping[str, Any]]) -> None:
     texts = {}
     for path, record in records.items():
         check_record(path, record)
-        ordered = {name: record[name] for name in FIELDS}
-        texts[path] = _to_json({**ordered, CHECKSUM: config_hash(ordered, without=())}) + "\n"
+        ordered = {name: record[name] for name in KEYS}
+        try:
+            texts[path] = _to_json({**ordered, CHECKSUM: config_hash(ordered, without=())}) + "\n"
+        except TypeError as error:  # a number of numpy's
+            raise RecordError(f"{path}: {error}") from error
     temporaries = {}
     try:
         for path, text in texts.items():
@@ -167,7 +134,7 @@ def parse_record(path: Path, content: bytes) -> dict[str, Any]:
         raise RecordError(f"{path}: not JSON, perhaps torn ({error})") from error
     checksum = record.pop(CHECKSUM, None) if isinstance(record, dict) else None
     check_record(path, record)
-    if checksum not in (None, config_hash(record, without=())):  # None: records older than the checksum
+    if checksum != config_hash(record, without=()):
         raise RecordError(f"{path}: its checksum is wrong, so something in it was changed")
     return record
 
@@ -223,113 +190,98 @@ def _to_json(value: Any, indent: str = "") -> str:
 
 def check_record(path: Path, record: Any) -> None:
     """Raises: RecordError, one line, for a record that cannot be, or is not the one its path names."""
-    problem = next(_problems(path, record), None)
-    if problem:
-        raise RecordError(f"{path}: {problem}")
-
-
-def _problems(path: Path, record: Any) -> Iterator[str]:
-    """What is wrong with a record, first things first (each check may rely on those before it)."""
-    if not isinstance(record, Mapping):
-        yield f"a record is a mapping, given {type(record).__name__}"
-        return
-    for name in FIELDS:
-        if name not in record:
-            yield f"missing key {name!r}"
-    for name in record:
-        if name not in FIELDS:
-            yield f"unknown key {name!r}"
-    yield from _not_json(dict(record), "")
-    if record["status"] not in STATUSES:
-        yield f"unknown status {record['status']!r}, allowed: {', '.join(STATUSES)}"
-    nullable = NULLABLE if record["status"] == "ok" else NULLABLE | MEASURED
-    for name, kind in FIELDS.items():
-        value = record[name]
-        if value is None and name in nullable:
-            continue
-        if not isinstance(value, kind) or isinstance(value, bool):
-            yield f"{name} is {value!r}, which is not {_KINDS[kind]}"
-    yield from _wrong_values(record)
-    if record["status"] == "ok":
-        yield from _unmeasured(record)
-    yield from _uneven(record)
+    try:
+        Record.model_validate(record)
+    except ValidationError as error:
+        raise RecordError(f"{path}: {problem(error, record, 'record')}".replace("record.", "", 1)) from error
     key = run_key(record)
     if path.absolute().parts[-5:] != record_path("", key).parts:
-        yield f"the path disagrees with the key of the record, {key}"
+        raise RecordError(f"{path}: the path disagrees with the key of the record, {key}")
 
 
-def _not_json(value: Any, where: str) -> Iterator[str]:
-    """Values that strict JSON cannot hold, or would change on the way: NaN, numpy scalars, keys that are no strings."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            if not isinstance(name, str):
-                yield f"{where or 'record'} has the key {name!r}, which is not a string"
-            yield from _not_json(item, f"{where}[{name!r}]" if where else str(name))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _not_json(item, f"{where}[{index}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield f"{where} is {value}, which is not a finite number"
-    elif value is not None and not isinstance(value, str | int):
-        yield f"{where} is a {type(value).__name__}, which JSON cannot hold"
+def _one_line(reason: str) -> str:
+    if len(reason.splitlines()) > 1:
+        raise ValueError(f"must be one line, got {reason!r}")
+    return reason
 
 
-def _wrong_values(record: Mapping[str, Any]) -> Iterator[str]:
-    if record["schema"] != SCHEMA:
-        yield f"schema is {record['schema']}, this code reads {SCHEMA}"
-    for name in ("task", "model", "protocol"):
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", record[name]):
-            yield f"{name} is {record[name]!r}, which cannot be a folder name"
-    if record["seed"] < 0:
-        yield f"seed is {record['seed']}, allowed: 0, 1, 2, …"
-    if record["data"] not in DATA_KINDS:
-        yield f"data is {record['data']!r}, allowed: {', '.join(DATA_KINDS)}"
-    if not re.fullmatch(r"[0-9a-f]{8,64}", record["config_hash"]):
-        yield f"config_hash is {record['config_hash']!r}, which is not 8 to 64 hex digits"
-    reason = record["reason"]
-    if record["status"] != "ok" and not reason:
-        yield f"status is {record['status']!r} and the reason is missing"
-    if reason is not None and len(reason.splitlines()) > 1:
-        yield "reason has more than one line"
-    if not {"revision", "dirty"} <= record["git"].keys():
-        yield "git lacks 'revision' or 'dirty'"
+def _utc(time: str) -> str:
     try:
-        utc = datetime.fromisoformat(record["finished_at"]).utcoffset() == timedelta(0)
+        utc = datetime.fromisoformat(time).utcoffset() == timedelta(0)
     except ValueError:
         utc = False
     if not utc:
-        yield f"finished_at is {record['finished_at']!r}, which is not an ISO time in UTC"
+        raise ValueError(f"must be an ISO time in UTC, got {time!r}")
+    return time
 
 
-def _unmeasured(record: Mapping[str, Any]) -> Iterator[str]:
-    """What a run that calls itself ok must have measured."""
-    for name in ("n_test", "test_draws", "steps", "n_params"):
-        if record[name] < (1 if name in ("n_test", "test_draws") else 0):
-            yield f"{name} is {record[name]} in an ok run"
-    if not record["metrics"]:
-        yield "metrics are empty in an ok run"
-    for name, draws in record["per_draw"].items():
-        if not isinstance(draws, list) or len(draws) != record["test_draws"]:
-            yield f"per_draw[{name!r}] is not a list of one number per draw ({record['test_draws']})"
+Positive = Annotated[int, Field(ge=1)]
+Hex = Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
 
 
-def _uneven(record: Mapping[str, Any]) -> Iterator[str]:
-    """Measurements that do not fit together."""
-    for name, value in (record["metrics"] or {}).items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            yield f"metrics[{name!r}] is {value!r}, which is not a number"
-    curve = record["curve"] or {}
-    if not all(isinstance(points, list) for points in curve.values()):
-        yield "curve holds something that is not a list"
-    if len({len(points) for points in curve.values()}) > 1:
-        yield f"the lists of curve differ in length: { {name: len(points) for name, points in curve.items()} }"
-    if record["test_wrong"] is not None:
-        expected = (record["test_draws"], record["n_test"])
-        try:
-            shape = unpack_wrong(record["test_wrong"]).shape
-        except (ValueError, KeyError, TypeError) as error:
-            yield f"test_wrong cannot be unpacked ({error})"
-            return
-        if shape != expected:
-            yield f"test_wrong has shape {shape}, but (test_draws, n_test) is {expected}"
+class _Git(Checked):
+    revision: str | None
+    dirty: bool | None
+
+
+class Record(Checked):
+    """Every key of a record, in the order in which it is written. What a run that ended early may not know is null."""
+
+    schema_: Literal[2] = Field(alias="schema")
+    status: Literal["ok", "failed", "diverged", "collapsed"]
+    reason: Annotated[str, AfterValidator(_one_line)] | None
+    task: Name
+    model: Name
+    protocol: Name
+    seed: NonNegativeInt
+    data: Literal["real", "standin"]
+    config: dict[str, JsonValue]
+    config_hash: Hex
+    n_params: NonNegativeInt | None
+    widths: dict[str, int] | None
+    metrics: dict[str, float | None] | None
+    per_draw: dict[str, list[float]] | None
+    n_test: Positive | None
+    test_draws: Positive | None
+    test_wrong: dict[str, JsonValue] | None
+    curve: dict[str, list[float | None]] | None
+    steps: NonNegativeInt | None
+    wall_s: float | None
+    images_per_s: float | None
+    device: str | None
+    threads: int | None
+    versions: dict[str, str]
+    git: _Git
+    data_checksums: dict[str, str] | None
+    finished_at: Annotated[str, AfterValidator(_utc)]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Record":
+        if self.status != "ok" and not self.reason:
+            raise ValueError(f"status is {self.status!r} and the reason is missing")
+        if self.status == "ok":
+            if unknown := [name for name in MEASURED if getattr(self, name) is None]:
+                raise ValueError(f"{unknown[0]} is None in an ok run")
+            if not self.metrics:
+                raise ValueError("metrics are empty in an ok run")
+            for name, draws in self.per_draw.items():
+                if len(draws) != self.test_draws:
+                    raise ValueError(f"per_draw.{name} is not one number per draw ({self.test_draws})")
+        lengths = {name: len(points) for name, points in (self.curve or {}).items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the lists of curve differ in length: {lengths}")
+        if self.test_wrong is not None:
+            try:
+                shape = unpack_wrong(self.test_wrong).shape
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"test_wrong cannot be unpacked ({error})") from error
+            if shape != (self.test_draws, self.n_test):
+                raise ValueError(
+                    f"test_wrong has shape {shape}, but (test_draws, n_test) is {(self.test_draws, self.n_test)}"
+                )
+        return self
+
+
+KEYS = tuple(field.alias or name for name, field in Record.model_fields.items())
+MEASURED = ("n_params", "widths", "metrics", "per_draw", "n_test", "test_draws", "curve", "steps", "wall_s", "device")
+MEASURED += ("data_checksums",)

@@ -19,6 +19,7 @@ MIN_GRID_INSIDE = 0.05
 class Classification(Training):
     """Trains `net` (N, C, H, W) -> logits (N, classes), or (N, K, classes) for K labels per image, on `stream`.
 
+    A test that is random is drawn `test_draws` times.
     An image counts as wrong when any of its K labels is. A net with a method `observe`, image -> (logits, what its
     spatial transformers did), has that summed up over the test by `statistics()`: an object with `add(seen, batch)`
     and `summary()`.
@@ -31,11 +32,13 @@ class Classification(Training):
         recipe: Recipe,
         seed: int,
         statistics: Callable | None = None,
+        test_draws: int = 1,
         chunk_steps: int = CHUNK_STEPS,
     ) -> None:
         super().__init__(net, recipe, seed, chunk_steps)
         self.stream = stream
         self.statistics = statistics
+        self.test_draws = test_draws
 
     @property
     def n_test(self) -> int:
@@ -63,12 +66,10 @@ class Classification(Training):
     def test_dataloader(self) -> DataLoader:
         """(draw, first image) of every test batch."""
         starts = range(0, self.n_test, self.stream.test_batch_size)
-        return DataLoader(
-            [(draw, start) for draw in range(self.recipe.test_draws) for start in starts], batch_size=None
-        )
+        return DataLoader([(draw, start) for draw in range(self.test_draws) for start in starts], batch_size=None)
 
     def on_test_start(self) -> None:
-        self.test_wrong = torch.zeros(self.recipe.test_draws, self.n_test, dtype=torch.bool)
+        self.test_wrong = torch.zeros(self.test_draws, self.n_test, dtype=torch.bool)
         self.test_loss = 0.0
         self.seen = self.statistics() if self.statistics and hasattr(self.net, "observe") else None
 

@@ -3,10 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,29 +24,26 @@ TRACED_IMAGES, TRACED_FIT, TRACED_STEPS = 8, 8, 16
 LOST_SHARE = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
 class ColocalisationRecipe(Recipe):
     """What every co-localisation is told: see `Colocalisation`, `WindowBounds` and `Search`."""
 
+    batch_size: int = Field(ge=2)  # the loss compares images with each other
     alpha: float
     crop_distance: float
-    crop_px: int
+    crop_px: PositiveInt
     scale_min: float
     scale_max: float
     initial_scale: float
     max_shift: float
     antialias: bool
-    search_windows: int
-    search_prototypes: int
-    fit_steps: int
+    search_windows: int = Field(ge=RANDOM_CROPS)
+    search_prototypes: PositiveInt
+    fit_steps: NonNegativeInt
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.must_be_at_least(2, "batch_size")  # the loss compares images with each other
-        self.must_be_at_least(RANDOM_CROPS, "search_windows")
-        self.must_be_at_least(1, "search_prototypes")
-        self.must_be_at_least(0, "fit_steps")
+    @model_validator(mode="after")
+    def _bounds_are_a_range(self) -> "ColocalisationRecipe":
         self.bounds()
+        return self
 
     def bounds(self) -> WindowBounds:
         return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)

@@ -1,72 +1,101 @@
 """Every number of how a run is trained (conf/protocol/*.yaml says where each comes from)."""
 
-import dataclasses
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, StepLR
 
-SCHEDULES = ("step", "milestones", "one_cycle")
-OPTIMISERS = ("sgd", "adamw")
+from stn.validation import Checked
+
+Padding = Literal["zeros", "border"]  # what a spatial transformer reads outside the image
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What all families of tasks share; a family adds its own settings to it.
-
-    `lr_step_every` belongs to the schedule "step", `lr_milestones` (steps) to "milestones"; both multiply the rate by
-    `lr_step_factor`. `warmup_fraction` belongs to "one_cycle", whose peak is `lr`.
-    Raises: ValueError, one line, for a setting of the wrong type or out of its range.
-    """
-
-    batch_size: int
-    steps: int
-    optimiser: str
-    lr: float
-    momentum: float
+class Sgd(Checked):
+    name: Literal["sgd"]
+    lr: NonNegativeFloat
+    momentum: NonNegativeFloat
     nesterov: bool
-    weight_decay: float
-    schedule: str
-    lr_step_every: int
-    lr_step_factor: float
-    warmup_fraction: float
-    localiser_lr_multiplier: float
-    test_draws: int
-    lr_milestones: list = field(default_factory=list)
+    weight_decay: NonNegativeFloat
 
-    def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            value, kind = getattr(self, entry.name), entry.type
-            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (
-                kind is bool
-            ):
-                allowed = getattr(kind, "__name__", kind)  # a union like `str | None` has none before Python 3.14
-                raise ValueError(f"recipe.{entry.name} must be of type {allowed}, got {value!r}")
-        self.must_be_one_of("optimiser", OPTIMISERS)
-        self.must_be_one_of("schedule", SCHEDULES)
-        for name in ("batch_size", "steps", "test_draws", "lr_step_every"):
-            self.must_be_at_least(1, name)
-        for name in ("lr", "momentum", "weight_decay", "lr_step_factor", "localiser_lr_multiplier"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"recipe.{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise ValueError(f"recipe.warmup_fraction must be 0 to 1, got {self.warmup_fraction}")
-        if self.schedule == "one_cycle" and self.warmup_fraction * (self.steps + 1) == 1:
-            raise ValueError(f"recipe.warmup_fraction {self.warmup_fraction} of {self.steps} steps is no whole step")
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Sgd":
         if self.nesterov and self.momentum == 0:
-            raise ValueError("recipe.nesterov must be false where recipe.momentum is 0")
+            raise ValueError("nesterov must be false where momentum is 0")
+        return self
 
-    def must_be_one_of(self, name: str, allowed: Iterable[str]) -> None:
-        if getattr(self, name) not in allowed:
-            raise ValueError(f"recipe.{name} must be one of {tuple(allowed)}, got {getattr(self, name)!r}")
+    def of(self, groups: list[dict]) -> Optimizer:
+        options = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
+        return torch.optim.SGD(groups, fused=True, **options)  # fused: one kernel for all parameters
 
-    def must_be_at_least(self, least: float, name: str) -> None:
-        if not least <= getattr(self, name) < math.inf:
-            raise ValueError(f"recipe.{name} must be at least {least}, got {getattr(self, name)}")
+
+class AdamW(Checked):
+    name: Literal["adamw"]
+    lr: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+
+    def of(self, groups: list[dict]) -> Optimizer:
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+
+
+class Step(Checked):
+    """The rate times `factor` every `every` steps."""
+
+    name: Literal["step"]
+    every: PositiveInt
+    factor: NonNegativeFloat
+
+    def of(self, optimiser: Optimizer, steps: int) -> LRScheduler:
+        return StepLR(optimiser, self.every, self.factor)
+
+
+class Milestones(Checked):
+    """The rate times `factor` after each of the steps `at`."""
+
+    name: Literal["milestones"]
+    at: list[PositiveInt]
+    factor: NonNegativeFloat
+
+    def of(self, optimiser: Optimizer, steps: int) -> LRScheduler:
+        return MultiStepLR(optimiser, self.at, self.factor)
+
+
+class OneCycle(Checked):
+    """Warm-up to the rate in a share of the steps, then a cosine to 0."""
+
+    name: Literal["one_cycle"]
+    warmup_fraction: Share
+
+    def of(self, optimiser: Optimizer, steps: int) -> LRScheduler:
+        return OneCycleLR(
+            optimiser,
+            [group["lr"] for group in optimiser.param_groups],
+            total_steps=steps + 1,  # one more: the schedule is stepped after the last step, too
+            pct_start=self.warmup_fraction,
+            cycle_momentum=False,
+        )
+
+
+class Recipe(Checked):
+    """What all families of tasks share; a family adds its own settings to it."""
+
+    batch_size: PositiveInt
+    steps: PositiveInt
+    optimiser: Annotated[Sgd | AdamW, Field(discriminator="name")]
+    schedule: Annotated[Step | Milestones | OneCycle, Field(discriminator="name")]
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> "Recipe":
+        if isinstance(self.schedule, OneCycle) and self.schedule.warmup_fraction * (self.steps + 1) == 1:
+            share = self.schedule.warmup_fraction
+            raise ValueError(f"schedule.warmup_fraction {share} of {self.steps} steps is no whole step")
+        return self
+
+    def lr_of(self, part: Literal["localiser", "rest"]) -> float:
+        return self.optimiser.lr
 
     def must_be_a_fraction(self, name: str) -> None:
         if not 0 < getattr(self, name) <= 1:
@@ -77,31 +106,21 @@ class Recipe:
 
         The localisation nets and regression layers of spatial transformers are a group of their own.
         """
-        localiser, others = [], []
+        parts: dict[str, list[nn.Parameter]] = {"rest": [], "localiser": []}
         for name, parameter in net.named_parameters():
-            (localiser if is_localiser(name) else others).append(parameter)
-        groups = [{"params": others, "lr": self.lr}] if others else []
-        if localiser:
-            groups.append({"params": localiser, "lr": self.lr * self.localiser_lr_multiplier})
-        common = {"weight_decay": self.weight_decay, "fused": True}  # fused: one kernel for all parameters
-        if self.optimiser == "sgd":
-            optimiser = torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov, **common)
-        else:
-            optimiser = torch.optim.AdamW(groups, **common)
-        return optimiser, self._schedule_of(optimiser)
+            parts["localiser" if is_localiser(name) else "rest"].append(parameter)
+        groups = [{"params": params, "lr": self.lr_of(part)} for part, params in parts.items() if params]
+        optimiser = self.optimiser.of(groups)
+        return optimiser, self.schedule.of(optimiser, self.steps)
 
-    def _schedule_of(self, optimiser: Optimizer) -> LRScheduler:
-        if self.schedule == "step":
-            return StepLR(optimiser, self.lr_step_every, self.lr_step_factor)
-        if self.schedule == "milestones":
-            return MultiStepLR(optimiser, self.lr_milestones, self.lr_step_factor)
-        return OneCycleLR(
-            optimiser,
-            [group["lr"] for group in optimiser.param_groups],
-            total_steps=self.steps + 1,  # one more: the schedule is stepped after the last step, too
-            pct_start=self.warmup_fraction,
-            cycle_momentum=False,
-        )
+
+class ClassificationRecipe(Recipe):
+    """A net of which only a part says where to look."""
+
+    localiser_lr_multiplier: NonNegativeFloat
+
+    def lr_of(self, part: Literal["localiser", "rest"]) -> float:
+        return self.optimiser.lr * (self.localiser_lr_multiplier if part == "localiser" else 1)
 
 
 def is_localiser(name: str) -> bool:

@@ -15,10 +15,7 @@ from stn.tasks.recipe import Recipe
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
 CHUNK_STEPS = 50
-
-
-class Diverged(Exception):
-    """The training loss is no longer finite."""
+CARRIED = ("steps_done", "diverged", "curve", "train_s")  # by a checkpoint
 
 
 class Training(pl.LightningModule):
@@ -31,6 +28,7 @@ class Training(pl.LightningModule):
     """
 
     n_test: int
+    test_draws: int = 1
     test_wrong: Tensor | None = None
 
     def __init__(self, net: nn.Module, recipe: Recipe, seed: int, chunk_steps: int = CHUNK_STEPS) -> None:
@@ -44,6 +42,8 @@ class Training(pl.LightningModule):
         self.part = Part()  # of every batch, in data-parallel training
         self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
         self.steps_done = 0  # training steps; Lightning's own counter counts chunks
+        self.diverged: str | None = None  # the reason, once the training loss is no longer finite
+        self.arithmetic: dict[str, str] = {}  # how the numbers of the training were computed
         self.train_s = 0.0  # seconds spent training, those before an interruption among them
         self.curve = {"step": [], "train/loss": []}
         self.metrics: dict[str, float] = {}
@@ -81,7 +81,7 @@ class Training(pl.LightningModule):
         self._stop_when_done()  # resumed after the last step, with only the test to do
 
     def _stop_when_done(self) -> None:
-        if self.steps_done == self.recipe.steps:
+        if self.diverged or self.steps_done == self.recipe.steps:
             self.trainer.should_stop = True
 
     def training_step(self, _: int, batch_idx: int) -> None:
@@ -102,9 +102,10 @@ class Training(pl.LightningModule):
             outcomes.append(outcome)
         metrics = self.end_chunk(torch.stack(losses), outcomes)
         self.train_s += time.perf_counter() - started
-        self.log("step", float(self.steps_done))  # the loggers' x axis; Lightning's own counts chunks
-        self.log_dict(metrics, prog_bar=True)
-        self.log("train/lr", optimiser.param_groups[0]["lr"])
+        if not self.diverged:
+            self.log("step", float(self.steps_done))  # the loggers' x axis; Lightning's own counts chunks
+            self.log_dict(metrics, prog_bar=True)
+            self.log("train/lr", optimiser.param_groups[0]["lr"])
         self._stop_when_done()
 
     def begin_chunk(self) -> int:
@@ -117,26 +118,23 @@ class Training(pl.LightningModule):
         return min(self.chunk_steps, self.recipe.steps - self.steps_done)
 
     def end_chunk(self, losses: Tensor, outcomes: list) -> dict[str, float]:
-        """Counts a chunk's steps and adds it to the curve: its mean loss and `chunk_metrics`, which it returns.
-
-        Raises: Diverged.
-        """
+        """Counts a chunk's steps and adds it to the curve, unless it diverged: its mean loss and `chunk_metrics`."""
         metrics = self.part.mean({"train/loss": losses.mean().item(), **self.chunk_metrics(outcomes)}, losses.device)
         self.steps_done += len(losses)
-        if not math.isfinite(metrics["train/loss"]):
-            raise Diverged(
-                f"training loss {metrics['train/loss']} in the {self.chunk_steps} steps before step {self.steps_done}"
-            )
-        for name, value in {"step": self.steps_done, **metrics}.items():
-            self.curve.setdefault(name, []).append(value)
+        loss = metrics["train/loss"]
+        if not self.diverged and not math.isfinite(loss):
+            self.diverged = f"training loss {loss} in the {self.chunk_steps} steps before step {self.steps_done}"
+        if not self.diverged:
+            for name, value in {"step": self.steps_done, **metrics}.items():
+                self.curve.setdefault(name, []).append(value)
         return metrics
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        for name in ("steps_done", "curve", "train_s", "config_hash"):
+        for name in (*CARRIED, "config_hash"):
             checkpoint[name] = getattr(self, name)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        for name in ("steps_done", "curve", "train_s"):
+        for name in CARRIED:
             setattr(self, name, checkpoint[name])
 
 

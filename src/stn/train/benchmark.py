@@ -26,7 +26,7 @@ def loop_overhead(settings: dict, chunks: int, repeats: int) -> dict:
     pairs = []
     for _ in range(repeats):
         bare, lightning = (build(settings).module for _ in range(2))
-        device = torch.device("cuda" if settings["device"] == "cuda" else "cpu")
+        device = torch.device("cuda" if settings.device == "cuda" else "cpu")
         pairs.append((_bare_s(bare.to(device), chunks), _lightning_s(lightning, chunks, device)))
         if device.type == "cpu" and not _equal(bare.net, lightning.net):
             raise RuntimeError("the two loops did not compute the same steps")

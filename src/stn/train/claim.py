@@ -1,10 +1,11 @@
 """Which process trains a run: two at once would spoil each other's checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from stn.train.settings import run_folder, run_key
+from stn.settings import RunSettings
+from stn.train.stopped import Busy
 
 try:
     import fcntl
@@ -12,17 +13,12 @@ except ImportError:  # Windows: nothing is claimed
     fcntl = None
 
 
-class Busy(RuntimeError):
-    """Another process does the same: a second command, or a job that outlived the command that started it."""
-
-
 @contextmanager
-def claimed(stack: list[dict]) -> Iterator[None]:
-    """Holds the runs of a stack for this process; the system frees them however it ends. Raises: Busy."""
+def claimed(runs: Sequence[RunSettings]) -> Iterator[None]:
+    """Holds these runs for this process; the system frees them however it ends. Raises: Busy."""
     with ExitStack() as held:
-        for settings in stack:
-            path = run_folder(settings).with_suffix(".lock")
-            held.enter_context(held_file(path, f"{run_key(settings)}: another process is training it"))
+        for run in runs:
+            held.enter_context(held_file(run.folder.with_suffix(".lock"), f"{run.key}: another process is training it"))
         yield
 
 

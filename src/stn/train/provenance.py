@@ -58,10 +58,12 @@ def device_name(device: torch.device, count: int = 1) -> str:
 def git_state() -> dict:
     """`revision` and `dirty` of the checkout this code was imported from; None where there is no git or no checkout.
 
+    A repository that merely holds an environment into which this code was installed is not its checkout.
     `dirty` looks at code and configuration only: records that other runs are writing do not count.
     """
     root = Path(__file__).resolve().parents[3]
     try:
+        _git(root, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         revision = _git(root, "rev-parse", "HEAD")
         dirty = _git(root, "status", "--porcelain", "--", "src", "conf", "experiments", "requirements.lock")
     except (OSError, subprocess.CalledProcessError):

@@ -79,13 +79,13 @@ class Contenders:
         self.images: dict[str, int] = {}  # per step
         self._add("ours", self._own(), 1)
         self._add("plain loop", self._plain(self._batches()), 1)
-        if settings["task"]["name"] == "mnist_r":
+        if settings.task.name == "mnist_r":
             self._add("plain loop, DataLoader", self._plain(self._loader()), 1)
         for n in replicas:
             self._add(f"stack of {n}", self._stacked(n), n)
 
     def _add(self, name: str, step: Callable[[], None], replicas: int) -> None:
-        self.steps[name], self.images[name] = step, replicas * self.settings["recipe"]["batch_size"]
+        self.steps[name], self.images[name] = step, replicas * self.settings.recipe["batch_size"]
 
     def time_s(self, name: str, n: int) -> float:
         """Seconds per step of n steps; plain loops run with the memory allocator as it is by default."""
@@ -94,10 +94,10 @@ class Contenders:
         return _time_s(self.steps[name], n)
 
     def _module(self, seed: int = 0) -> Classification:
-        device = torch.device("cuda" if self.settings["device"] == "cuda" else "cpu")
-        module = build(self.settings | {"seed": seed}).module.to(device)
+        device = torch.device("cuda" if self.settings.device == "cuda" else "cpu")
+        module = build(self.settings.changed(seed=seed)).module.to(device)
         module.setup("fit")  # from here on all contenders are in float32, convolutions on CUDA, too
-        module.precision = self.settings["precision"]
+        module.precision = self.settings.precision
         return module
 
     def _own(self) -> Callable[[], None]:
@@ -128,8 +128,8 @@ class Contenders:
 
     def _loader(self) -> Iterator[tuple[Tensor, Tensor]]:
         module = self._module()
-        pictures = _Pictures(module.stream.train.to("cpu"), self.settings["task"]["distortion"]["rotation_deg"])
-        loader = DataLoader(pictures, self.settings["recipe"]["batch_size"], shuffle=True, drop_last=True)
+        pictures = _Pictures(module.stream.train.to("cpu"), self.settings.task.distortion["rotation_deg"])
+        loader = DataLoader(pictures, self.settings.recipe["batch_size"], shuffle=True, drop_last=True)
         while True:
             for images, labels in loader:
                 yield images.to(module.device), labels.to(module.device)
@@ -138,8 +138,8 @@ class Contenders:
         module = self._module()
         net = plain_net(module.net).to(memory_format=torch.contiguous_format)
         recipe = module.recipe
-        make = torch.optim.SGD if recipe.optimiser == "sgd" else torch.optim.AdamW
-        optimiser = make(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        make = torch.optim.SGD if recipe.optimiser.name == "sgd" else torch.optim.AdamW
+        optimiser = make(net.parameters(), lr=recipe.optimiser.lr, weight_decay=recipe.optimiser.weight_decay)
 
         def step() -> None:
             images, labels = next(batches)

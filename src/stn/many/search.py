@@ -3,22 +3,25 @@
 The study lives in a database, which the workers share: whatever is killed, its trials are there.
 """
 
+import copy
+import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pytorch_lightning.callbacks import Callback
 
-from stn.results.records import config_hash, read_record
-from stn.train.claim import claimed
-from stn.train.run import OutOfTime, Stopped, run_stack
-from stn.train.settings import record_file, run_folder, science, variant
-from stn.train.stack import stacks
+from stn.families import family
+from stn.many.grouping import stacks
+from stn.results.records import read_record
+from stn.settings import RunSettings
+from stn.train.checkpoints import checkpoint_file
+from stn.train.run import train
+from stn.train.stopped import OutOfTime, Stopped
 
 METRIC = "test/error_pct"  # of the held-out images, which take the test's place in a run with evaluate=heldout
 LOOKS = 20  # how often in a run the pruner is asked; its unit of time, whatever the number of steps
-HELDOUT_FAMILIES = ("mnist", "addition", "mnist3d", "svhn", "cub", "coloc")
 SAMPLERS = ("tpe", "random")
 PRUNERS = {
     "none": optuna.pruners.NopPruner(),
@@ -29,12 +32,12 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Search(NamedTuple):
-    """One study: `settings` (conf/train.yaml, resolved) in whose recipe the trials change what `space` names."""
+    """One study: a run in whose recipe the trials change what `space` names, `optimiser.lr` -> its values or range."""
 
     storage: str
     study: str
-    settings: dict
-    space: dict
+    run: RunSettings
+    space: dict[str, Any]
     sampler: str
     pruner: str
     stack: bool
@@ -54,31 +57,40 @@ class _Pruned(Stopped):
 
 def check(search: Search) -> None:
     """Raises: ValueError, one line, for a search that is measured on the test set, or whose space cannot be."""
-    settings, recipe = search.settings, search.settings["recipe"]
-    if settings["evaluate"] != "heldout":
-        raise ValueError(f"a search never sees the test set: evaluate must be heldout, got {settings['evaluate']!r}")
-    if settings["task"]["family"] not in HELDOUT_FAMILIES:
-        raise ValueError(f"{settings['task']['name']} has no held-out data; allowed: {', '.join(HELDOUT_FAMILIES)}")
+    run = search.run
+    if run.evaluate != "heldout":
+        raise ValueError(f"a search never sees the test set: evaluate must be heldout, got {run.evaluate!r}")
+    family(run)  # has held-out data
     for name, allowed in (("sampler", SAMPLERS), ("pruner", tuple(PRUNERS))):
         if getattr(search, name) not in allowed:
             raise ValueError(f"sweep.{name} must be one of {', '.join(allowed)}, got {getattr(search, name)!r}")
-    for name, found in search.space.items():
-        if name not in recipe:
-            allowed = ", ".join(sorted(recipe))
+    settings = flat(run.recipe)
+    for name, values in search.space.items():
+        if name not in settings:
+            allowed = ", ".join(sorted(settings))
             raise ValueError(f"sweep.space.{name}: no such setting in the protocol; allowed: {allowed}")
-        if not (isinstance(found, list) and found) and not _is_range(found):
+        if not (isinstance(values, list) and values) and not _is_range(values):
             raise ValueError(
-                f"sweep.space.{name} must be a list of values or {{low, high, log}} with low < high, got {found!r}"
+                f"sweep.space.{name} must be a list of values or {{low, high, log}} with low < high, got {values!r}"
             )
     if not search.space:
         raise ValueError("sweep.space is empty: name a setting of the protocol and its range")
 
 
-def _is_range(found) -> bool:
-    if not isinstance(found, dict) or not {"low", "high"} <= found.keys() <= {"low", "high", "log"}:
+def _is_range(values: Any) -> bool:
+    if not isinstance(values, dict) or not {"low", "high"} <= values.keys() <= {"low", "high", "log"}:
         return False
-    numbers = all(isinstance(found[end], int | float) for end in ("low", "high"))
-    return numbers and found["low"] < found["high"] and (found["low"] > 0 or not found.get("log"))
+    numbers = all(isinstance(values[end], int | float) for end in ("low", "high"))
+    return numbers and values["low"] < values["high"] and (values["low"] > 0 or not values.get("log"))
+
+
+def flat(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings, by dotted names; ranges are leaves."""
+    leaves = {}
+    for name, value in group.items():
+        nested = isinstance(value, dict) and not {"low", "high"} & value.keys()
+        leaves |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return leaves
 
 
 def open_study(search: Search, seed: int | None = None) -> optuna.Study:
@@ -121,13 +133,13 @@ def run_trials(job: Job, deadline: float | None, progress) -> list[dict]:
     """
     search = job.search
     study = open_study(search, job.seed)
-    runs: dict[Path, tuple[dict, list[Trial]]] = {}  # trials of equal settings are one run
+    asked: dict[Path, tuple[RunSettings, list[Trial]]] = {}  # trials of equal settings are one run
     for trial in [study.ask() for _ in range(job.trials)]:
-        settings = settings_of(search, _suggested(trial, search))
-        runs.setdefault(record_file(settings), (settings, []))[1].append(trial)
+        run = run_of(search, _suggested(trial, search))
+        asked.setdefault(run.record_file, (run, []))[1].append(trial)
     ended = []
-    for stack in stacks([settings for settings, _ in runs.values()], search.stack):
-        trials = [runs[record_file(settings)][1] for settings in stack]
+    for stack in stacks([run for run, _ in asked.values()], search.stack):
+        trials = [asked[run.record_file][1] for run in stack]
         for record, same in zip(_records(study, stack, trials, deadline, progress), trials, strict=True):
             value = None if record is None else record["metrics"].get(METRIC)
             # Diverged counts as pruned before it was seen: the worst, for a sampler, and no number is made up.
@@ -138,34 +150,39 @@ def run_trials(job: Job, deadline: float | None, progress) -> list[dict]:
     return ended
 
 
-def settings_of(search: Search, chosen: dict) -> dict:
-    """The settings of a trial's run, with a protocol name and results folder of their own."""
-    return variant({**search.settings, "recipe": {**search.settings["recipe"], **chosen}})
+def run_of(search: Search, chosen: dict[str, Any]) -> RunSettings:
+    """A trial's run, with a protocol name and results folder of its own."""
+    return search.run.changed(recipe=changed_recipe(search.run.recipe, chosen)).variant()
 
 
-def _suggested(trial: Trial, search: Search) -> dict:
-    chosen = {}
-    for name, found in search.space.items():
-        if isinstance(found, list):
-            chosen[name] = trial.suggest_categorical(name, found)
-        elif isinstance(search.settings["recipe"][name], int):
-            chosen[name] = trial.suggest_int(name, **found)
+def changed_recipe(recipe: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with other values of the settings with these dotted names."""
+    recipe = copy.deepcopy(recipe)
+    for name, value in chosen.items():
+        *groups, last = name.split(".")
+        functools.reduce(dict.__getitem__, groups, recipe)[last] = value
+    return recipe
+
+
+def _suggested(trial: Trial, search: Search) -> dict[str, Any]:
+    chosen, settings = {}, flat(search.run.recipe)
+    for name, values in search.space.items():
+        if isinstance(values, list):
+            chosen[name] = trial.suggest_categorical(name, values)
+        elif isinstance(settings[name], int):
+            chosen[name] = trial.suggest_int(name, **values)
         else:
-            chosen[name] = trial.suggest_float(name, **found)
+            chosen[name] = trial.suggest_float(name, **values)
     return chosen
 
 
-def _records(study, stack: list[dict], trials: list[list[Trial]], deadline, progress) -> list[dict | None]:
+def _records(study, stack: list[RunSettings], trials: list[list[Trial]], deadline, progress) -> list[dict | None]:
     """The records of a stack's runs, trained unless they are there; None each when they were pruned."""
+    left = [(run, same) for run, same in zip(stack, trials, strict=True) if _done(run) is None]
     try:
-        with claimed(stack):
-            found = [_done(settings) for settings in stack]
-            if None in found:
-                found = run_stack(stack, progress, deadline, [_Pruning(trials)])
-            return found
+        return train(stack, progress, deadline, [_Pruning([same for _, same in left])], done=_done)
     except _Pruned:
-        for settings in stack:
-            (run_folder(settings) / "last.ckpt").unlink(missing_ok=True)
+        checkpoint_file([run for run, _ in left]).unlink(missing_ok=True)
         return [None] * len(stack)
     except OutOfTime:
         raise
@@ -176,11 +193,9 @@ def _records(study, stack: list[dict], trials: list[list[Trial]], deadline, prog
         raise
 
 
-def _done(settings: dict) -> dict | None:
-    path = record_file(settings)
-    record = read_record(path) if path.exists() else None
-    same = record and record["status"] != "failed" and record["config_hash"] == config_hash(science(settings))
-    return record if same else None
+def _done(run: RunSettings) -> dict | None:
+    record = read_record(run.record_file) if run.record_file.exists() else None
+    return record if record and record["status"] != "failed" and record["config_hash"] == run.hash else None
 
 
 class _Pruning(Callback):

@@ -1,6 +1,6 @@
 """Where runs train: in worker processes here, as jobs of Slurm through submitit, or as tasks of Ray.
 
-All yield what `stn.train.pool.run_all` does. Away from this process only the end of a job is seen, not its progress;
+All yield what `stn.many.pool.run_all` does. Away from this process only the end of a job is seen, not its progress;
 records arrive as files.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Protocol
 
-from stn.train import pool
-from stn.train.pool import Finished, Progress, in_time, train_stack
+from stn.many import pool
+from stn.many.pool import Finished, Progress, in_time, train_stack
 
 POLL_S = 0.5
 

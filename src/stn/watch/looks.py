@@ -12,9 +12,9 @@ from stn.results.figures import Warp, warp_gallery
 from stn.results.volume_figures import VolumeWarp, volume_gallery
 from stn.tasks.colocalisation import Colocalisation, crops
 from stn.tasks.training import Training
-from stn.train.snapshots import evaluating
 from stn.transform import SpatialTransformer, Warped
 from stn.transform.grids import attention_grid
+from stn.watch.snapshots import evaluating
 
 IMAGES = 200  # test images that the statistics are taken over
 ROWS, VOLUMES = 6, 2  # warps in a picture, more where an image has many; a volume takes half a second to draw

@@ -4,15 +4,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn.families import network
+from stn.settings import Experiment
 
 # What a step costs per image besides the network's products (distortion, sampling, Python), as so many FLOP.
 OVERHEAD_FLOP = 2e6
 
 
-def run_cost(settings: dict) -> float:
+def run_cost(experiment: Experiment) -> float:
     """FLOP of the whole training of a run, forward and backward (three times the forward pass), roughly."""
-    recipe = settings["recipe"]
-    net, _, in_shape = network(settings)
+    recipe = experiment.recipe
+    net, _, in_shape = network(experiment)
     net.eval()
     image = torch.zeros(1, *in_shape)
     with torch.no_grad():

@@ -8,10 +8,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import partial
 from typing import NamedTuple
 
-from stn.results.records import config_hash, read_record
-from stn.train.settings import record_file, science
+from stn.results.records import read_record
+from stn.settings import RunSettings
+from stn.train.stopped import OutOfTime
 
 _queue = None  # in a worker: where it reports progress
 
@@ -32,7 +34,7 @@ class Finished(NamedTuple):
 
 
 def train_stack(
-    stack: list[dict],
+    stack: list[RunSettings],
     deadline: float | None,
     progress: Callable[[int], None] | None,
     listed: dict[str, str | None] | None = None,
@@ -42,25 +44,16 @@ def train_stack(
     `listed`: by record file, when the record finished that was there as the runs were listed, None where there was
     none. Where another is there now, another process has done that run in the meantime; it is not trained again.
     """
-    from stn.train.claim import claimed
-    from stn.train.run import run_stack
+    from stn.train.run import train
 
-    with claimed(stack):
-        done = {} if listed is None else _done_since(stack, listed)
-        left = [settings for i, settings in enumerate(stack) if i not in done]
-        records = iter(run_stack(left, progress, deadline) if left else [])
-        return [done[i] if i in done else next(records) for i in range(len(stack))]
+    return train(stack, progress, deadline, done=partial(_done_since, listed))
 
 
-def _done_since(stack: list[dict], listed: dict[str, str | None]) -> dict[int, dict]:
-    found = {}
-    for i, settings in enumerate(stack):
-        path = record_file(settings)
-        record = read_record(path) if path.exists() else None
-        new = record and record["finished_at"] != listed.get(str(path))
-        if new and record["config_hash"] == config_hash(science(settings)):
-            found[i] = record
-    return found
+def _done_since(listed: dict[str, str | None] | None, run: RunSettings) -> dict | None:
+    path = run.record_file
+    record = read_record(path) if listed is not None and path.exists() else None
+    new = record and record["finished_at"] != listed.get(str(path))
+    return record if new and record["config_hash"] == run.hash else None
 
 
 def run_all(
@@ -122,7 +115,5 @@ def _run(index: int, job: Callable, stack: list, deadline: float | None) -> list
 def in_time(job: Callable, stack: list, deadline: float | None, progress: Callable[[int], None] | None) -> list[dict]:
     """What `job` makes of a stack. Raises: OutOfTime when the deadline is past before it starts."""
     if deadline is not None and time.time() >= deadline:
-        from stn.train.run import OutOfTime
-
         raise OutOfTime("not started, the time budget is used up")
     return job(stack, deadline, progress)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from stn.nets.budget import count_parameters
 from stn.tasks.recipe import is_localiser
-from stn.tasks.training import Diverged
 
 MAX_CHART_CLASSES = 50  # of a confusion matrix as a W&B chart, which has a row per cell; larger ones are a picture
 
@@ -15,12 +14,10 @@ MAX_CHART_CLASSES = 50  # of a confusion matrix as a W&B chart, which has a row 
 class Telemetry(pl.Callback):
     """Once per chunk, beside the losses: `optim/…` of the parts "localiser" and "rest", and `train/images_per_s`.
 
-    Gradient norms are those of the chunk's last step, whose gradients are still there. `failed`: whether training or
-    test ended with an exception.
+    Gradient norms are those of the chunk's last step, whose gradients are still there.
     """
 
     def __init__(self) -> None:
-        self.failed = False
         self.predicted, self.labels = [], []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -54,17 +51,6 @@ class Telemetry(pl.Callback):
             labels, predicted = torch.cat(self.labels), torch.cat(self.predicted)
             logged = confusion(labels, predicted, module.stream.classes)
             trainer.logger.experiment.log({**logged, "trainer/global_step": module.steps_done})
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        from stn.train.run import OutOfTime  # which imports this module
-
-        self.failed = True
-        run = trainer.logger.experiment
-        status = "diverged" if isinstance(exception, Diverged) else "failed"
-        if isinstance(exception, OutOfTime | KeyboardInterrupt):
-            status = "stopped"
-            run.mark_preempting()  # W&B then shows the run as preempted, to be resumed
-        run.summary.update({"status": status, "reason": f"{type(exception).__name__}: {exception}"[:500]})
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> dict:

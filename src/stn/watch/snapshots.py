@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from stn.saved import replace
 from stn.tasks.training import Training
-from stn.train.saved import replace
 
 FILE = "snapshots.npz"
 SNAPSHOTS = 12  # per run, the start and the end among them; the closer together, the earlier
@@ -43,7 +43,9 @@ class Snapshots(Callback):
             self._keep(module.steps_done)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        for folder, thetas in zip(self.runs, zip(*self.thetas, strict=True), strict=False):
+        for (folder, replica), thetas in zip(self.runs.items(), zip(*self.thetas, strict=True), strict=False):
+            if replica.diverged:
+                continue
             by_transformer = [torch.stack(column).numpy() for column in zip(*thetas, strict=True)]
             if by_transformer:
                 named = {f"theta_{k}": theta for k, theta in enumerate(by_transformer)}

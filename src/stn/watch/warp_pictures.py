@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from stn.train.looks import draw, look
+from stn.watch.looks import draw, look
 
 PICTURES = 6  # per run: at the start, the end, and evenly between
 

@@ -1,0 +1,13 @@
+"""Why a run ends without a record: the same command goes on with it later. Imports no torch."""
+
+
+class Stopped(Exception):
+    """Training was ended from outside before its last step; nothing is recorded."""
+
+
+class OutOfTime(Stopped):
+    """The time budget ended before the training did; the checkpoint is there for the next call."""
+
+
+class Busy(RuntimeError):
+    """Another process does the same: a second command, or a job that outlived the command that started it."""

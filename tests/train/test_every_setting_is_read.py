@@ -1,0 +1,52 @@
+"""No key without effect: each composes into what its family reads, and each is looked at by a run."""
+
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import yaml
+from omegaconf.errors import InterpolationKeyError
+
+from experiments.config import CONF, compose_run, options
+from stn.families import FAMILIES, family
+from stn.settings import AnyModel
+from tests.tiny import SGD, STEP, unread
+
+MODELS = {name: AnyModel(**yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())) for name in options("model")}
+TABLE_1 = {name for name in MODELS if name in ("fcn", "cnn") or name.startswith(("st_", "st2_"))}
+HAS = {
+    "mnist": TABLE_1,
+    "addition": TABLE_1,
+    "mnist3d": {"cnn3d", "projection_cnn", "st3d_cnn"},
+    "svhn": {"svhn_cnn", "svhn_st_single", "svhn_st_multi"},
+    "cub": {"cub_cnn", "cub_st2", "cub_st4"},
+    "coloc": {"coloc_st"},
+    "cub_coloc": {"coloc_st"},
+}
+
+
+@pytest.mark.parametrize(("protocol", "task"), list(itertools.product(options("protocol"), options("task"))))
+def test_a_task_composes_with_the_models_of_its_family_and_refuses_the_others(protocol, task):
+    try:
+        run = compose_run([f"task={task}", "model=fcn", f"protocol={protocol}", "data=standin"])
+    except InterpolationKeyError:  # nothing about this family
+        assert protocol == "modern"
+        return
+    module = family(run)
+    for name, model in MODELS.items():
+        run = run.model_copy(update={"model": model})
+        refused = pytest.raises(ValueError, match=rf"^model={name} is no model of {task}: .*$")
+        with nullcontext() if name in HAS[run.task.family] else refused:
+            run.read(module.Task, module.Model, module.Recipe)
+
+
+def test_every_family_is_tried():
+    assert HAS.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("recipe", [{}, {"optimiser": SGD, "schedule": STEP}], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(("task", "model"), [("mnist_r", "st_fcn_affine"), ("addition", "st2_fcn_affine")])
+def test_each_key_of_the_digits_is_read(toy_mnist, settings_of, monkeypatch, task, model, recipe):
+    monkeypatch.setattr("stn.families.mnist.prepare_mnist", lambda data_dir: None)
+    settings = settings_of(task, model, "protocol.addition.steps=50", steps=50, batch_size=4, **recipe)
+    assert unread(settings, monkeypatch) == set()
