@@ -27,6 +27,7 @@ ALLOWED = {
     "families": {"validation", "settings", "results", "saved", "transform", "nets", "data", "tasks"},
     "watch": {"settings", "results", "saved", "transform", "nets", "data", "tasks"},
     "train": {"settings", "results", "saved", "transform", "nets", "data", "tasks", "families", "watch"},
+    "bench": {"settings", "nets", "data", "transform", "tasks", "families", "train"},
     "many": {"settings", "results", "nets", "families", "train"},
 }
 NO_TORCH = ("validation", "results", "settings")

@@ -12,6 +12,8 @@ Transforms of maps are orthonormal, so that the adjoint is the inverse; those of
 
 import functools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -209,13 +211,31 @@ class FrequencyConv2d(nn.Conv2d):
         return super().forward(image)
 
 
+_allowed = [True]
+
+
+@contextmanager
+def direct_convolutions() -> Iterator[None]:
+    """Inside, no convolution is computed in the frequency domain: for measurements of what that does."""
+    _allowed.append(False)
+    try:
+        yield
+    finally:
+        _allowed.pop()
+
+
 def by_frequency(image: Tensor, weight: Tensor) -> bool:
     """Whether a convolution is computed in the frequency domain: by its sizes alone, never by a measurement on the way,
     so that a run is the same whenever it is made.
 
     In float32 on CPUs whose matrix products MKL computes, where it was measured; autocast wants fewer bits.
     """
-    if image.device.type != "cpu" or image.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if (
+        not _allowed[-1]
+        or image.device.type != "cpu"
+        or image.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+    ):
         return False
     return torch.backends.mkl.is_available() and pays(tuple(image.shape), tuple(weight.shape))
 

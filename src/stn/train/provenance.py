@@ -25,14 +25,17 @@ def versions() -> dict[str, str]:
 
 
 def arithmetic(net: nn.Module) -> dict[str, str]:
-    """How the numbers were computed: the CPU's `instructions` (torch's vector kernels; bf16 where oneDNN has it in
-    hardware) and, of a net that could compute `convolutions` in the frequency domain and did or did not, which.
-
-    To be asked when the net was trained.
+    """How the numbers were computed: the CPU's `instructions` and, of a net that could compute `convolutions` in the
+    frequency domain and did or did not, which. To be asked when the net was trained.
     """
-    found = {"instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if computes_bf16() else "")}
+    found = {"instructions": instructions()}
     ways = {layer.way for layer in net.modules() if isinstance(layer, FrequencyConv2d)} - {None}
     return found | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
+
+
+def instructions() -> str:
+    """Of the CPU: those that torch's vector kernels use; and bf16 where oneDNN has it in hardware."""
+    return torch.backends.cpu.get_cpu_capability() + (", bf16" if computes_bf16() else "")
 
 
 def computes_bf16() -> bool:
