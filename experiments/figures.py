@@ -4,20 +4,31 @@ Needs the trained weights (output_dir, not committed): figures whose weights are
 """
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from experiments.cli import main
 from experiments.config import CONF, compose_run
-from stn.results.figures import distortion_sheet, learning_curves, table_figure
+from experiments.galleries import Gallery, upright, volumes, warps, windows
+from stn.results.figures import learning_curves, table_figure
 from stn.results.records import DATA_KINDS, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, select, table_cells, table_stem
+from stn.results.warp_figures import distortion_sheet
+
+GALLERIES: dict[str, tuple[Gallery, ...]] = {
+    "table1": (warps.wrong_and_right, warps.trainings, upright.turned, upright.turning),
+    "table2": (warps.house_numbers, warps.trainings),
+    "table3": (windows.birds,),
+    "table3d": (volumes.volumes,),
+    "table4": (warps.sums, warps.trainings),
+    "table5": (windows.digits,),
+    "tablecubcoloc": (windows.species,),
+}
 
 
-def draw_all(spec: TableSpec, records: list[dict], wanted: dict) -> list[Path]:
+def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]:
     """Every figure of a table that can be drawn; returns the files written, in results_dir/figures."""
-    protocol, data, folder = wanted["protocol"], wanted["data"], Path(wanted["results_dir"]) / "figures"
+    protocol, data, folder = settings["protocol"], settings["data"], Path(settings["results_dir"]) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = select(spec, records, protocol, data)
     cells = table_cells(spec, chosen, protocol, data)
@@ -29,9 +40,8 @@ def draw_all(spec: TableSpec, records: list[dict], wanted: dict) -> list[Path]:
             stem = table_stem(f"curves_{task}", protocol, data)
             paths.append(learning_curves(folder / f"{stem}.png", of_task, task))
     shown = [r for r in chosen if r["status"] == "ok" and r["seed"] == 0]
-    for name in (spec.name, "training"):
-        if importlib.util.find_spec(f"experiments.galleries.{name}"):
-            paths += importlib.import_module(f"experiments.galleries.{name}").draw(folder, shown, wanted)
+    for gallery in GALLERIES[spec.name]:
+        paths += gallery(folder, shown, settings)
     return paths
 
 
@@ -59,11 +69,12 @@ def figures() -> None:
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--results-dir", default="results")
     parser.add_argument("--output-dir", default="outputs")
-    wanted = vars(parser.parse_args())
-    spec = load_table(CONF / "table" / f"{wanted['table']}.yaml")
-    paths = draw_all(spec, read_records(records_root(wanted["results_dir"], wanted["data"])), wanted)
+    settings = vars(parser.parse_args())
+    results_dir = Path(settings["results_dir"])
+    spec = load_table(CONF / "table" / f"{settings['table']}.yaml")
+    paths = draw_all(spec, read_records(records_root(results_dir, settings["data"])), settings)
     if spec.name == "table1":
-        paths.append(draw_distortions(Path(wanted["results_dir"]) / "figures" / "distortions.png", wanted["data_dir"]))
+        paths.append(draw_distortions(results_dir / "figures" / "distortions.png", settings["data_dir"]))
     for path in paths:
         print(path)
 

@@ -49,7 +49,7 @@ def embed(text: str, tables: dict[str, Path]) -> str:
 
 
 def rendered_files(folder: Path) -> dict[str, Path]:
-    """The files in a folder that are named like a rendered table; others are none of our business."""
+    """The files in a folder that are named like a rendered table; any others are left alone."""
     return {path.name: path for path in sorted(folder.glob("*")) if RENDERED.fullmatch(path.name)}
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stn.results.animations import LAST_FRAME_MS, training_animation
-from stn.results.figures import Warp
+from stn.results.sheets import LAST_FRAME_MS
+from stn.results.warp_figures import Warp, training_animation
 
 
 def warps(level: float) -> list[Warp]:

@@ -144,6 +144,16 @@ def test_metric_below(judge, record, after, outcome):
     assert "against 52.00" in result.evidence
 
 
+@pytest.mark.parametrize(("share", "outcome"), [(0.5, "fails"), (0.9, "holds"), (0.7, "undecided")])
+def test_metric_below_a_share(judge, record, share, outcome):
+    metrics = [{"test/error_pct": 5.0, "test/before_deg": 50.0, "test/after_deg": after} for after in (34, 35, 36)]
+    records = [record(AFFINE, seed=k, metrics=values) for k, values in enumerate(metrics)]
+    cell = f"tasks: [mnist_r], models: [{AFFINE}], metric: test/after_deg, below: test/before_deg"
+    result = judge(f"kind: metric_below, {cell}, share: {share}", records)
+    assert result.outcome == outcome
+    assert f"35.00 against {share:g} × 50.00, difference {35 - share * 50:+.2f}" in result.evidence
+
+
 @pytest.mark.parametrize(
     ("values", "outcome"),
     [

@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from stn.results import figures
-from stn.results.figures import Warp
+from stn.results import figures, warp_figures
+from stn.results.sheets import Panel, write_sheet
 from stn.results.tables import load_table, table_cells
+from stn.results.warp_figures import Warp
 
 
 def identity_grid(size: int) -> np.ndarray:
@@ -28,10 +28,10 @@ def warp(degrees: float = 0.0) -> Warp:
 
 
 def test_to_pixels_puts_the_identity_on_the_pixels():
-    columns, rows = figures.to_pixels(identity_grid(7), 7, 7)
+    columns, rows = warp_figures.to_pixels(identity_grid(7), 7, 7)
     np.testing.assert_allclose(columns[0], np.arange(7), atol=1e-12)
     np.testing.assert_allclose(rows[:, 0], np.arange(7), atol=1e-12)
-    corner = figures.to_pixels(np.array([-1.0, 1.0]), 20, 10)  # left outer edge, bottom outer edge
+    corner = warp_figures.to_pixels(np.array([-1.0, 1.0]), 20, 10)  # left outer edge, bottom outer edge
     assert corner == (-0.5, 19.5)
 
 
@@ -39,26 +39,23 @@ def test_to_pixels_puts_the_identity_on_the_pixels():
     ("degrees", "side"), [(0, "top"), (90, "right"), (180, "bottom"), (-90, "left")]
 )  # x to the right, y down: turning the grid by +90° takes its top to the right
 def test_the_marked_edge_is_the_outputs_top(tmp_path, degrees, side):
-    figure = Figure(figsize=(2, 2), dpi=100)
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.axis("off")
-    figures.draw_grid(ax, rotated(identity_grid(28), degrees), (28, 28), 4)
-    figure.savefig(tmp_path / "grid.png")
-    pixels = imread(tmp_path / "grid.png")[..., :3]
+    strokes = warp_figures.grid_strokes(rotated(identity_grid(28), degrees), (28, 28), 4)
+    path = write_sheet(tmp_path / "grid.png", [[Panel(np.zeros((28, 28)), strokes, margin=1 / 6)]], "")
+    pixels = imread(path)[-176:-6, 6:176, :3]  # the panel, 170 px wide
     orange = np.array([0xFF, 0x5A, 0x36]) / 255
     rows, columns = np.nonzero(np.abs(pixels - orange).max(axis=-1) < 0.1)
     assert len(rows) > 100
     centre = {"top": (0.13, 0.5), "bottom": (0.87, 0.5), "left": (0.5, 0.13), "right": (0.5, 0.87)}[side]
     # the outermost pixel centres lie (1/6 + 0.5/28) / (1 + 2/6) = 0.138 of the panel from its border
-    assert (rows.mean() / 199, columns.mean() / 199) == pytest.approx(centre, abs=0.03)
+    assert (rows.mean() / 169, columns.mean() / 169) == pytest.approx(centre, abs=0.03)
 
 
 def test_figures_are_made_and_repeat(tmp_path, record, small_table):
     digits = np.random.default_rng(0).random((6, 28, 28))
     cells = table_cells(load_table(small_table()), [record(), record(seed=1, wrong=60)], "fast")
     makers = {
-        "gallery": lambda path: figures.warp_gallery(path, [warp(d) for d in (0, 30, 60, 90)], "R"),
-        "sheet": lambda path: figures.distortion_sheet(path, digits, {"RTS": np.zeros((6, 42, 42))}),
+        "gallery": lambda path: warp_figures.warp_gallery(path, [warp(d) for d in (0, 30, 60, 90)], "R"),
+        "sheet": lambda path: warp_figures.distortion_sheet(path, digits, {"RTS": np.zeros((6, 42, 42))}),
         "curves": lambda path: figures.learning_curves(path, [record(), record("cnn")], "mnist_r"),
         "table": lambda path: figures.table_figure(path, cells),
     }
@@ -85,14 +82,14 @@ def test_a_table_figure_of_nothing_but_gaps(tmp_path, small_table):
 
 def test_a_sheet_needs_as_many_images(tmp_path):
     with pytest.raises(ValueError, match="'R' has 2 images, the originals are 3"):
-        figures.distortion_sheet(tmp_path / "s.png", np.zeros((3, 4, 4)), {"R": np.zeros((2, 4, 4))})
+        warp_figures.distortion_sheet(tmp_path / "s.png", np.zeros((3, 4, 4)), {"R": np.zeros((2, 4, 4))})
 
 
 def test_a_table_without_numbers_of_the_paper_shows_ours_and_what_is_missing(
     tmp_path, monkeypatch, small_table, record
 ):
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     nulls = [
         ("2.1, mnist_e: 3.2", "null, mnist_e: null"),
         ("1.2, mnist_e: 2.7", "null, mnist_e: null"),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from experiments import report as verb
+from experiments.cli import main
 from experiments.config import compose_run
 from stn.results.pictures import picture
 from stn.results.records import record_path, records_root, run_key, write_record
@@ -86,13 +87,13 @@ def save_picture(path: Path, *levels: int) -> None:
 
 def test_the_page_is_well_formed_self_contained_and_accessible(project, record, bad):
     save_picture(project.results / "figures" / "gallery_mnist_r_fast.png", 9)
-    save_picture(project.results / "figures" / "training_mnist_e_fcn_smoke_standin.gif", 0, 255)
+    save_picture(project.results / "figures" / "training_mnist_e_fcn_quick_standin.gif", 0, 255)
     save_picture(project.results / "figures" / "distortions.png", 9)
     page, problems = project(
         record(),
         record(seed=1, wrong=52),
         bad(model="st_fcn_tps"),
-        record(protocol="smoke", data="standin", task="mnist_e"),
+        record(protocol="quick", data="standin", task="mnist_e"),
         record(task="elsewhere"),
     )
     assert problems == []
@@ -115,8 +116,9 @@ def test_the_page_is_well_formed_self_contained_and_accessible(project, record, 
     assert not re.search(r"(https?:)?//\w|@import|url\(", re.sub(r"base64,[\w+/=]+", "", page.html))
 
     pictures = page.all("img")
-    # a table figure and one of curves per section, the gallery, the distortions, the animation and its still
-    assert len(pictures) == 8
+    # one at a glance, a table figure and one of curves per section, the gallery, the distortions, the animation and its
+    # still
+    assert len(pictures) == 9
     assert all(a["alt"] and int(a["width"]) and int(a["height"]) for a, _ in pictures)
     assert all(a.get("scope") in ("col", "row") for a, _ in page.all("th"))
     assert len(page.all("table", class_="numbers")) == len(page.all("caption")) - 1 == 2
@@ -190,12 +192,12 @@ def test_what_cannot_be_shown_is_one_line_each_and_the_rest_is_shown(project, re
     torn.write_text(torn.read_text()[:100])
     no_picture = project.results / "figures" / "gallery_mnist_r_fast.png"
     no_picture.write_bytes(b"\x89PNG no")
-    page, problems = project(record(protocol="smoke"), record(protocol="smoke", seed=1, config_hash="f" * 16))
+    page, problems = project(record(protocol="quick"), record(protocol="quick", seed=1, config_hash="f" * 16))
     assert len(problems) == 3
     for said in (
         str(torn),
         str(no_picture),
-        "tablegolden_smoke: mnist_r/fcn/smoke/seed0 and mnist_r/fcn/smoke/seed1 differ",
+        "tablegolden_quick: mnist_r/fcn/quick/seed0 and mnist_r/fcn/quick/seed1 differ",
     ):
         assert any(said in problem for problem in problems)
         assert said in page.all("section", class_="problems")[0][1]
@@ -207,6 +209,60 @@ def test_what_cannot_be_shown_is_one_line_each_and_the_rest_is_shown(project, re
         verb.report()
     assert stopped.value.code == "\n".join(problems)
     assert (project.results / "report.html").exists()
+
+
+def test_what_is_no_result_is_shown_where_there_is_nothing_else(project, record):
+    save_picture(project.results / "figures" / "gallery_mnist_r_smoke.png", 9)
+    page, _ = project(record(protocol="smoke"))
+    assert "Golden: two distortions, % error, protocol smoke" in [text for _, text in page.all("h2")]
+    page, _ = project(record())
+    assert "smoke" not in re.sub(r"base64,[\w+/=]+", "", page.html)
+    assert "1 run record," in page.all("header")[0][1]
+
+
+def test_at_a_glance_is_a_picture_of_each_table_that_has_numbers_of_the_papers(project, record):
+    page, _ = project(record(), record(protocol="modern"), record(data="standin"))
+    first = next(text for _, text in page.all("section"))
+    assert first.startswith("At a glance")
+    captions = [a["alt"] for a, _ in page.all("img") if "against the paper" in a["alt"]]
+    assert captions == [
+        "Golden: two distortions, fast: our numbers against the paper's",
+        "Golden: two distortions, modern: our numbers against the paper's",
+    ]
+
+
+def test_sweeps_show_what_differed_beside_what_came_of_it(project, record):
+    def config(lr, model="fcn"):
+        return {"model": {"name": model}, "recipe": {"lr": lr, "steps": 20}, "protocol_note": "note", "seed": 0}
+
+    sweeps = project.results / "sweeps"
+    for protocol, seed, lr, wrong in [("fast-aa", 0, 0.1, 30), ("fast-aa", 1, 0.1, 40), ("fast-bb", 0, 0.2, 10)]:
+        made = record(protocol=protocol, seed=seed, wrong=wrong, config=config(lr))
+        write_record(record_path(sweeps, run_key(made)), made)
+    study = sweeps / "studies" / "localiser-mnist_r"
+    study.mkdir(parents=True)
+    (study / "trials.csv").write_text("trial,state,error\n1,complete,2.5\n0,pruned,\n", encoding="utf-8")
+    save_picture(study / "importances.png", 9)
+    page, problems = project(record())
+    assert problems == []
+    ((_, section),) = [(a, t) for a, t in page.all("section") if t.startswith("Sweeps")]
+    assert "variant recipe.lr runs test/error_pct fast-bb 0.2 1 ok 1 fast-aa 0.1 2 ok 3.5" in section  # the best first
+    assert "recipe.steps" not in section.partition("fast-aa, seed 0")[0]  # the same in all
+    assert "results/sweeps/runs/mnist_r/fcn/fast-bb/seed0.json" in section
+    assert "trial state error 1 complete 2.5 0 pruned –" in section
+    assert "localiser-mnist_r: importances" in [a["alt"] for a, _ in page.all("img")]
+    assert "fast-aa" not in page.all("table", class_="numbers")[0][1]
+
+
+def test_a_folder_that_is_not_there_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report", "--results-dir", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as stopped:
+        main(verb.report)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/nowhere: no such folder; results_dir must be one with runs/ in it\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,15 @@ def test_latex_is_escaped(tmp_path, small_table, golden_records):
     assert r"\% error, protocol fast" in text
 
 
+def test_each_protocol_of_a_table_has_a_latex_label_of_its_own(tmp_path, small_table, record):
+    spec = load_table(small_table())
+    records = [record(), record(protocol="modern"), record(data="standin")]
+    cases = [("fast", "real"), ("modern", "real"), ("fast", "standin")]
+    texts = [render_table(spec, records, name, tmp_path, data)[2].read_text(encoding="utf-8") for name, data in cases]
+    for text, label in zip(texts, ("golden_fast", "golden_modern", "golden_fast_standin"), strict=True):
+        assert text.count(r"\label{tab:table" + label + "}") == 1
+
+
 def test_cells(small_table, golden_records):
     cells = table_cells(load_table(small_table()), golden_records, "fast")
     affine = cell(cells, "st_fcn_affine", "mnist_r")
@@ -222,4 +231,4 @@ def test_table_1_has_the_papers_numbers():
         "mnist_tc": [13.2, 3.5, 2.0, None, None, 1.7, None, None],
     }
     assert len(spec.cells()) == 36
-    assert len(spec.claims) == 7
+    assert len(spec.claims) == 8

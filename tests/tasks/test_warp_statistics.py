@@ -4,12 +4,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import polar
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
+from scipy.stats import circmean
 
 from stn.data.distortions import RotationParams, distortion
 from stn.data.streams import Batch
-from stn.tasks.warp_statistics import WarpStatistics, middle_affine, rotation_deg, spread_deg
+from stn.tasks.warp_statistics import (
+    WarpStatistics,
+    deviations_deg,
+    middle_affine,
+    robust_spread_deg,
+    rotation_deg,
+    rotation_kept,
+    spread_deg,
+)
 from stn.transform import (
     TRANSFORMATIONS,
     Warped,
@@ -152,6 +162,96 @@ def test_classes_without_an_image_do_not_matter():
     assert spread_deg(torch.tensor([10.0, -10.0]), torch.tensor([7, 7])) == pytest.approx(10.0, abs=1e-4)
 
 
+# -- how upright ----------------------------------------------------------------------------------------------------
+
+
+def turned(n=4000, classes=10, seed=0):
+    """Rotations U(-90°, 90°) of n digits, and their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    return 180 * torch.rand(n, generator=generator) - 90, torch.randint(classes, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.25, 0.0])
+def test_an_st_that_undoes_a_share_of_every_rotation_keeps_the_rest_whatever_upright_is(share):
+    before, labels = turned()
+    upright = torch.tensor([0.0, 170.0, -100.0, 30.0, 90.0, -45.0, 179.0, -179.0, 60.0, 10.0])[labels]
+    after = share * before + upright
+    assert rotation_kept(before, after, labels) == pytest.approx(share, abs=2e-2)
+    assert spread_deg(after, labels) == pytest.approx(share * spread_deg(before, labels), abs=0.3)
+
+
+def test_the_spread_of_handwriting_is_in_the_spread_and_not_in_what_is_kept():
+    before, labels = turned(n=20000)
+    slant = 12 * torch.randn(20000, generator=torch.Generator().manual_seed(1))
+    assert spread_deg(slant, labels) == pytest.approx(12, abs=0.2)
+    assert robust_spread_deg(slant, labels) == pytest.approx(12, abs=0.3)
+    assert rotation_kept(before, slant, labels) == pytest.approx(0, abs=0.01)
+
+
+def test_symmetric_digits_may_stand_on_their_head_and_others_may_not():
+    """As an ST must leave them that cannot tell a 1 turned by 80° from one turned by -100°."""
+    before, labels = turned()
+    after = torch.where(before > 45, 180.0, 0.0)  # a quarter of them
+    for digit, spread in ((8, 0.0), (6, 180.0)):
+        of_class = labels == digit
+        deviations = deviations_deg(after[of_class], labels[of_class], symmetric=(0, 1, 8))
+        assert deviations.abs().max().item() == pytest.approx(spread, abs=1e-3)
+    near = deviations_deg(torch.tensor([80.0, -95.0]), torch.tensor([1, 1]), symmetric=(1,))
+    assert near.tolist() == pytest.approx([-2.5, 2.5], abs=1e-3)
+
+
+def test_a_few_digits_on_their_head_move_the_robust_spread_little_and_the_other_much():
+    angles, labels = 5 * torch.randn(3000, generator=torch.Generator().manual_seed(0)), torch.full((3000,), 3)
+    angles[:150] += 180
+    assert robust_spread_deg(angles, labels) == pytest.approx(5, rel=0.1)
+    assert spread_deg(angles, labels) > 35
+
+
+def test_deviations_are_those_of_scipys_circular_mean():
+    angles, labels = turned(n=500, classes=3)
+    for period, symmetric in ((360, ()), (180, (0, 1, 2))):
+        ours = deviations_deg(angles, labels, symmetric).numpy()
+        for k in range(3):
+            of_class = (labels == k).numpy()
+            mean = circmean(angles.numpy()[of_class], high=period / 2, low=-period / 2)
+            expected = (angles.numpy()[of_class] - mean + period / 2) % period - period / 2
+            difference = (ours[of_class] - expected + period / 2) % period - period / 2
+            np.testing.assert_allclose(difference, 0, atol=1e-3)
+
+
+def test_shear_and_unequal_scale_do_not_pass_for_a_rotation():
+    """Polar decomposition by scipy; of a symmetric matrix, which only stretches, the rotation is none."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        stretch = rng.normal(size=(2, 2))
+        stretch = stretch @ stretch.T + 0.3 * np.eye(2)
+        angle = rng.uniform(-180, 180)
+        matrix = rotation(angle)[0].numpy() @ stretch
+        turn, _ = polar(matrix)
+        expected = np.rad2deg(np.arctan2(turn[1, 0], turn[0, 0]))
+        assert rotation_deg(torch.from_numpy(matrix)).item() == pytest.approx(expected, abs=1e-9)
+        assert (expected - angle + 180) % 360 - 180 == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["projective", "tps"])
+def test_the_angle_of_a_bent_grid_is_that_of_its_jacobian_in_the_middle(name):
+    """Of mild distortions, whose middle half is near enough to its tangent: numerical derivative of the grid."""
+    generator = torch.Generator().manual_seed(0)
+    turn = rotation(25.0)[0]
+    if name == "tps":
+        points = regular_control_points(4).double()
+        theta = ((points + 0.05 * torch.randn(points.shape, generator=generator, dtype=F64)) @ turn.T)[None]
+    else:
+        bend = torch.tensor([0.1, -0.08], dtype=F64)
+        theta = torch.cat([torch.cat([turn, torch.zeros(2, 1, dtype=F64)], 1).flatten(), bend])[None]
+    grid = TRANSFORMATIONS[name].grid(theta, (201, 201))
+    middle, step = 100, 2 / 201
+    along_x = (grid[0, middle, middle + 1] - grid[0, middle, middle - 1]) / (2 * step)
+    along_y = (grid[0, middle + 1, middle] - grid[0, middle - 1, middle]) / (2 * step)
+    jacobian = torch.stack([along_x, along_y], dim=1)
+    assert angle_of(grid).item() == pytest.approx(rotation_deg(jacobian).item(), abs=3)
+
+
 # -- the summary -------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +351,9 @@ def test_an_st_that_does_nothing_leaves_the_spread_and_the_wrong_sign_doubles_it
     identity = torch.eye(2, 3).expand_as(src_from_out)
     nothing = summary_of(identity, image, labels, src_from_out)
     assert nothing["angle_std_after_deg"] == pytest.approx(nothing["angle_std_before_deg"], abs=1e-3)
+    assert nothing["angle_kept"] == pytest.approx(1, abs=1e-5)
+    half = distortion("r").src_from_out(RotationParams(-params.rotation_deg / 2))
+    assert summary_of(half, image, labels, src_from_out)["angle_kept"] == pytest.approx(0.5, abs=0.05)
     small = RotationParams(params.rotation_deg / 10)
     src_from_out = distortion("r").src_from_out(small)
     wrong = summary_of(src_from_out, image, labels, src_from_out)

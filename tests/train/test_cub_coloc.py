@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments.config import compose_run
-from experiments.galleries import tablecubcoloc
+from experiments.galleries import windows
 from stn.data.cub import load_cub
 from stn.data.errors import DataError
 from stn.families import build, cub_coloc, needs, prepare
@@ -74,8 +74,8 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
 
     # the figure: a line of the birds of each species
     wanted = {name: getattr(settings, name) for name in ("data_dir", "output_dir", "data")} | {"protocol": "smoke"}
-    monkeypatch.setattr(tablecubcoloc, "BIRDS", 2)
-    paths = tablecubcoloc.draw(settings_of_birds.folder, [record], wanted)
+    monkeypatch.setattr(windows, "BIRDS", 2)
+    paths = windows.species(settings_of_birds.folder, [record], wanted)
     assert [path.name for path in paths] == ["windows_cub_coloc_smoke_standin.png"]
     assert paths[0].exists()
 

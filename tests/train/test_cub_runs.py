@@ -10,7 +10,7 @@ import torch
 
 from experiments import reproduce
 from experiments.config import CONF, compose_config, compose_run, run_of
-from experiments.galleries.table3 import draw
+from experiments.galleries.windows import birds
 from stn.data.cub import center_crop, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
@@ -333,8 +333,8 @@ def test_the_figure_has_a_line_per_trained_model_with_windows(tmp_path, monkeypa
         return compose_run(overrides).changed(recipe=recipe)
 
     monkeypatch.setattr("experiments.galleries.compose_run", with_tiny_recipe)
-    (path,) = draw(tmp_path, records, wanted)
+    (path,) = birds(tmp_path, records, wanted)
     assert path.name == "gallery_cub_224_smoke_standin.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert draw(tmp_path, records[:1], wanted) == []  # the CNN has no windows
-    assert draw(tmp_path, records, wanted | {"output_dir": str(tmp_path / "elsewhere")}) == []
+    assert birds(tmp_path, records[:1], wanted) == []  # the CNN has no windows
+    assert birds(tmp_path, records, wanted | {"output_dir": str(tmp_path / "elsewhere")}) == []

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from experiments.config import compose_run
-from experiments.galleries.table3d import draw
-from experiments.galleries.training import snapshots_of
+from experiments.galleries import snapshots_of
+from experiments.galleries.volumes import volumes
 from stn.families import network
 from stn.results.records import read_record, unpack_wrong
 from tests.tiny import run, unread
@@ -65,14 +65,14 @@ def test_the_gallery_shows_digits_that_the_transformer_alone_gets_right(monkeypa
     settings = [tiny(model) for model in ("st3d_cnn", "projection_cnn")]
     records = [run(each) for each in settings]
     wanted = {"protocol": "smoke", "data": "real", "data_dir": "data", "output_dir": str(tmp_path / "outputs")}
-    monkeypatch.setattr("experiments.galleries.table3d.GALLERY_DIGITS", 1)
+    monkeypatch.setattr("experiments.galleries.volumes.DIGITS", 1)
     monkeypatch.setattr("experiments.galleries.compose_run", lambda _: settings[0])
-    gallery, animation = draw(tmp_path / "figures", records, wanted)
+    gallery, animation = volumes(tmp_path / "figures", records, wanted)
     assert gallery == tmp_path / "figures" / "gallery_mnist3d_smoke.png"
     assert gallery.stat().st_size > 5000
     with Image.open(animation) as frames:
         assert frames.n_frames == len(snapshots_of(records[0], wanted)["step"]) > 1
-    assert draw(tmp_path / "figures", records[:1], wanted) == []
+    assert volumes(tmp_path / "figures", records[:1], wanted) == []
 
 
 def test_a_digit_larger_than_the_volume_is_refused_in_one_line(tiny):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.galleries import training
+from experiments.galleries import upright, warps
 from stn.families import build
 from stn.train import checkpoints
 from stn.train.run import train
@@ -94,21 +94,47 @@ def test_snapshots_are_few_begin_early_and_include_the_end(chunks):
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "columns"), [("mnist_r", "st_cnn_affine", EXAMPLES), ("addition", "st2_fcn_affine", 8)]
+    ("task", "model", "columns"),
+    [("mnist_r", "st_cnn_affine", warps.ANIMATED_IMAGES), ("addition", "st2_fcn_affine", 8)],
 )
 def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, tmp_path, task, model, columns):
     settings = settings_of(task, model, "protocol.addition.steps=60", steps=60, batch_size=4)
     record = run(settings)
     shown = {}
-    monkeypatch.setattr(training, "training_animation", lambda path, frames, title: shown.update(frames) or path)
-    (path,) = training.draw(tmp_path, [record], settings.model_dump())
+    monkeypatch.setattr(warps, "training_animation", lambda path, frames, title: shown.update(frames) or path)
+    (path,) = warps.trainings(tmp_path, [record], settings.model_dump())
     assert path == tmp_path / f"training_{task}_{model}_smoke.gif"
     assert list(shown) == [0, 50, 60]
     assert {len(warps) for warps in shown.values()} == {columns}
     first, last = shown[0][0], shown[60][0]
     np.testing.assert_array_equal(first.input, last.input)
-    np.testing.assert_allclose(first.output, first.input, atol=1e-5)  # the identity
+    k = len(first.input) // len(first.output)  # pooled, as the classifier reads it
+    pooled = first.input.reshape(len(first.output), k, -1, k).mean((1, 3))
+    np.testing.assert_allclose(first.output, pooled, atol=1e-5)  # the identity
     assert np.abs(last.grid - first.grid).max() > 1e-4
 
     (settings.folder / FILE).unlink()
-    assert training.draw(tmp_path, [record], settings.model_dump()) == []
+    assert warps.trainings(tmp_path, [record], settings.model_dump()) == []
+
+
+def test_one_class_of_turned_digits_before_and_after_the_st(monkeypatch, toy_mnist, settings_of, tmp_path):
+    settings = settings_of("mnist_r", "st_fcn_affine", steps=60, batch_size=4)
+    record = run(settings)
+    record["metrics"] |= {"test/angle_std_before_deg": 52.0, "test/angle_std_after_deg": 39.9}  # no class with itself
+    sheets = {}
+    monkeypatch.setattr(upright, "write_sheet", lambda path, lines, title, layout: sheets.update({path: lines}) or path)
+    monkeypatch.setattr(upright, "write_animation", lambda path, steps, *_: sheets.update({path: steps}) or path)
+    (still,) = upright.turned(tmp_path, [record], settings.model_dump())
+    (moving,) = upright.turning(tmp_path, [record], settings.model_dump())
+    assert still == tmp_path / "upright_mnist_r_smoke.png"
+    assert moving == tmp_path / "turning_mnist_r_st_fcn_affine_smoke.gif"
+    inputs, outputs = sheets[still]
+    angles = [float(panel.caption.removesuffix("°")) for panel in inputs[:-1]]
+    assert angles == sorted(angles)
+    assert angles[0] < 0 < angles[-1]
+    assert len(inputs) == len(outputs)
+    assert inputs[-1].caption.startswith("mean of ")
+    assert list(sheets[moving]) == [0, 50, 60]
+    first, last = sheets[moving][0], sheets[moving][60]
+    np.testing.assert_allclose(first[1][0].image, first[0][0].image, atol=1e-5)  # the identity
+    assert np.abs(last[1][0].image - last[0][0].image).max() > 1e-3

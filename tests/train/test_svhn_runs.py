@@ -3,10 +3,12 @@
 import math
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 
 from experiments.config import CONF, compose_run
+from experiments.galleries import warps
 from stn import families
 from stn.bench.networks import step_ratios
 from stn.data.errors import DataError
@@ -74,6 +76,31 @@ def test_a_run_on_stand_ins_ends_in_one_record_among_the_stand_ins(svhn_settings
     assert record["data_checksums"].keys() == {
         f"{split}_{px}/{name}.npy" for split in N for name in ("images", "labels")
     }
+
+
+@pytest.mark.parametrize(("model", "transformers"), [("svhn_st_single", 1), ("svhn_st_multi", 4)])
+def test_the_gallery_shows_what_the_transformer_on_the_input_makes_of_house_numbers(
+    monkeypatch, svhn_settings, tmp_path, model, transformers
+):
+    settings = svhn_settings(model)
+    families.prepare(settings)
+    record = run(settings)
+    drawn = {}
+    monkeypatch.setattr(warps, "warp_gallery", lambda path, shown, *_, **__: drawn.update({path: shown}) or path)
+    monkeypatch.setattr("experiments.galleries.compose_run", lambda _: settings)
+    (path,) = warps.house_numbers(tmp_path, [record], settings.model_dump())
+    assert path.name == f"gallery_svhn_64_{model}_smoke_standin.png"
+    assert len(drawn[path]) == min(warps.HOUSE_NUMBERS, N["test"])
+    module = families.build(settings).module
+    module.net.load_state_dict(torch.load(settings.folder / "weights.pt", weights_only=True))
+    module.net.eval()
+    images = module.stream.test_batch(0, 0).images[:2]
+    with torch.no_grad():
+        _, warped = module.net.observe(images)
+    assert len(warped) == transformers
+    expected = warped[0].image + images.mean(dim=(1, 2, 3), keepdim=True)  # which the network subtracts
+    for shown, image in zip(drawn[path][:2], expected, strict=True):
+        np.testing.assert_allclose(shown.output, image.permute(1, 2, 0).clamp(0, 1), atol=1e-5)
 
 
 def test_each_key_is_read(svhn_settings, monkeypatch):

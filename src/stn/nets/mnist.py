@@ -1,6 +1,8 @@
 """The networks of Tables 1 and 4 (Sect. 4.1, App. A.1, A.4): FCN and CNN, alone or behind spatial transformers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,10 @@ class TransformedClassifier(nn.Module):
         """The same logits, and what each transformer did to image (N, C, H, W)."""
         warps = self.transformers.warps(image)
         return self.classifier(self.pool(torch.cat([warped.image for warped in warps], dim=1))), warps
+
+    def input_warps(self, image: Tensor, thetas: Sequence[Tensor] | None = None) -> list[Warped]:
+        """What each transformer makes of image (N, C, H, W), or would make of it with other thetas than its own."""
+        return [t.warp(image, theta) for t, theta in zip(self.transformers, thetas or repeat(None), strict=False)]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The networks of Table 2 (Sect. 4.2, App. A.5): a CNN that reads house numbers, alone or with spatial transformers."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -107,6 +107,12 @@ class NumberReader(nn.Module):
                 features = warps[-1].image
             features = convolve(features)
         return self.heads(self.hidden(features)).unflatten(1, (PLACES, CLASSES)), warps
+
+    def input_warps(self, image: Tensor, thetas: Sequence[Tensor | None] = (None,)) -> list[Warped]:
+        """What the transformer on the input makes of it, with its own theta or another; its mean is added again."""
+        mean = image.mean(dim=(1, 2, 3), keepdim=True)
+        warps = [t.warp(image - mean, theta) for t, theta in zip(self.spatial_transformers[:1], thetas, strict=False)]
+        return [warped._replace(image=warped.image + mean) for warped in warps]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stn.results.records import unpack_wrong
 from stn.results.spec import TableError, TableSpec
 from stn.results.statistics import PairedDifference, paired_difference, t_interval
@@ -95,12 +97,13 @@ def check_claims(spec: TableSpec) -> None:
         where = f"{spec.path}: claim {claim['id']!r}"
         if claim["kind"] not in KINDS:
             raise TableError(f"{where} has the unknown kind {claim['kind']!r}, allowed: {', '.join(KINDS)}")
-        wanted, given = set(KINDS[claim["kind"]].arguments), claim.keys() - {"id", "statement", "kind"}
-        if wanted != given:
-            raise TableError(f"{where} needs exactly {sorted(wanted)}, given {sorted(given)}")
+        kind, given = KINDS[claim["kind"]], claim.keys() - {"id", "statement", "kind"}
+        if set(kind.arguments) != given - set(kind.optional):
+            optional = f", may have {sorted(kind.optional)}" if kind.optional else ""
+            raise TableError(f"{where} needs exactly {sorted(kind.arguments)}{optional}, given {sorted(given)}")
         for name in given:
             _check_argument(where, spec, name, claim[name])
-        if not list(KINDS[claim["kind"]].judge(claim, Runs(spec, {}))):
+        if not list(kind.judge(claim, Runs(spec, {}))):
             raise TableError(f"{where} tests nothing: none of its cells has a reference value")
 
 
@@ -110,9 +113,9 @@ def _check_argument(where: str, spec: TableSpec, name: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TableError(f"{where}: at_least must be a number, given {value!r}")
         return
-    if name == "margin_pp":
+    if name in ("margin_pp", "share"):
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise TableError(f"{where}: margin_pp must be a number above 0, given {value!r}")
+            raise TableError(f"{where}: {name} must be a number above 0, given {value!r}")
         return
     if name in ("metric", "below"):
         if not isinstance(value, str):
@@ -130,8 +133,8 @@ def _check_argument(where: str, spec: TableSpec, name: str, value: Any) -> None:
 
 def _overall(outcomes: Iterable[str]) -> str:
     """One failing part fails the claim; else all must be there, be decided, and hold."""
-    found = set(outcomes)
-    return next(o for o in ("fails", "missing", "undecided", "holds") if o in found)
+    outcomes = set(outcomes)
+    return next(outcome for outcome in ("fails", "missing", "undecided", "holds") if outcome in outcomes)
 
 
 def _count(parts: Sequence[Part]) -> str:
@@ -213,69 +216,80 @@ def _best_of(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
                 continue
             label = f"{model} best of {len(rivals) + 1}, {task}"
             left_out = runs.left_out(*((m, task) for m in [model, *rivals]))
-            found = {rival: runs.difference(model, rival, task) for rival in rivals}
-            there = {rival: d for rival, d in found.items() if d is not None}
-            if not there:
+            differences = {rival: runs.difference(model, rival, task) for rival in rivals}
+            known = {rival: d for rival, d in differences.items() if d is not None}
+            if not known:
                 yield Part(label, "missing", "no common seed with an ok run" + left_out, 0)
                 continue
-            outcome = _overall(_is_lower(d)[0] if d else "missing" for d in found.values())
-            closest = max(there, key=lambda rival: there[rival].mean_pp)
-            absent = [rival for rival, d in found.items() if d is None]
+            outcome = _overall(_is_lower(d)[0] if d else "missing" for d in differences.values())
+            closest = max(known, key=lambda rival: known[rival].mean_pp)
+            absent = [rival for rival in rivals if rival not in known]
             missing = f"; missing: {', '.join(absent)}" if absent else ""
-            evidence = f"closest rival {closest}: {_is_lower(there[closest])[1]}{missing}{left_out}"
-            yield Part(label, outcome, evidence, min(d.n_seeds for d in there.values()))
+            evidence = f"closest rival {closest}: {_is_lower(known[closest])[1]}{missing}{left_out}"
+            yield Part(label, outcome, evidence, min(d.n_seeds for d in known.values()))
 
 
-def _metric_below(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
-    """Metric `metric` of a run is below metric `below` of the same run: t-interval of the difference over seeds."""
+def _metrics(
+    claim: Mapping[str, Any], runs: Runs, names: Sequence[str], rule: Callable[[np.ndarray], tuple[str, str]]
+) -> Iterable[Part]:
+    """The rule on the metrics (seeds, names) of every cell of the claim."""
     for task in claim["tasks"]:
         for model in claim["models"]:
             if not runs.spec.has_cell(model, task):
                 continue
             label, left_out = f"{model}, {task}", runs.left_out((model, task))
-            metrics = [record["metrics"] for record in runs.ok(model, task).values()]
-            values = [(m.get(claim["metric"]), m.get(claim["below"])) for m in metrics]
-            values = [(a, b) for a, b in values if a is not None and b is not None]
-            if not values:
-                yield Part(label, "missing", "no ok run with both metrics" + left_out, 0)
+            rows = [[record["metrics"].get(name) for name in names] for record in runs.ok(model, task).values()]
+            values = np.array([row for row in rows if None not in row])
+            if not len(values):
+                lacking = "both metrics" if len(names) > 1 else "the metric"
+                yield Part(label, "missing", f"no ok run with {lacking}{left_out}", 0)
                 continue
-            mean, half_width = t_interval([a - b for a, b in values])
-            a, b = (sum(column) / len(values) for column in zip(*values, strict=True))
-            outcome, evidence = "undecided", f"{a:.2f} against {b:.2f}, one seed and so no interval"
-            if half_width is not None:
-                low, high = mean - half_width, mean + half_width
-                outcome = _side(low, high)
-                evidence = f"{a:.2f} against {b:.2f}, difference {mean:+.2f}, 95 % [{low:+.2f}, {high:+.2f}]"
+            outcome, evidence = rule(values)
             yield Part(label, outcome, evidence + left_out, len(values))
+
+
+ONE_SEED = "one seed and so no interval"
+
+
+def _metric_below(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+    """Metric `metric` of a run is below `share` (by default all) of metric `below` of the same run: t-interval of the
+    difference over seeds.
+    """
+    share = claim.get("share", 1)
+
+    def rule(values: np.ndarray) -> tuple[str, str]:
+        mean, half_width = t_interval(values[:, 0] - share * values[:, 1])
+        a, b = values.mean(axis=0)
+        evidence = f"{a:.2f} against {b:.2f}" if share == 1 else f"{a:.2f} against {share:g} × {b:.2f}"
+        if half_width is None:
+            return "undecided", f"{evidence}, {ONE_SEED}"
+        low, high = mean - half_width, mean + half_width
+        return _side(low, high), f"{evidence}, difference {mean:+.2f}, 95 % [{low:+.2f}, {high:+.2f}]"
+
+    return _metrics(claim, runs, (claim["metric"], claim["below"]), rule)
 
 
 def _metric_at_least(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
     """Metric `metric` of a model is a number or more: t-interval over seeds."""
     bound = claim["at_least"]
-    for task in claim["tasks"]:
-        for model in claim["models"]:
-            if not runs.spec.has_cell(model, task):
-                continue
-            label, left_out = f"{model}, {task}", runs.left_out((model, task))
-            values = [record["metrics"].get(claim["metric"]) for record in runs.ok(model, task).values()]
-            values = [value for value in values if value is not None]
-            if not values:
-                yield Part(label, "missing", "no ok run with the metric" + left_out, 0)
-                continue
-            mean, half_width = t_interval(values)
-            outcome, evidence = "undecided", f"{mean:.2f}, one seed and so no interval"
-            if half_width is not None:
-                low, high = mean - half_width, mean + half_width
-                outcome = "holds" if low >= bound else "fails" if high < bound else "undecided"
-                evidence = f"{mean:.2f}, 95 % [{low:.2f}, {high:.2f}], wanted {bound:g} or more"
-            yield Part(label, outcome, evidence + left_out, len(values))
+
+    def rule(values: np.ndarray) -> tuple[str, str]:
+        mean, half_width = t_interval(values[:, 0])
+        if half_width is None:
+            return "undecided", f"{mean:.2f}, {ONE_SEED}"
+        low, high = mean - half_width, mean + half_width
+        outcome = "holds" if low >= bound else "fails" if high < bound else "undecided"
+        return outcome, f"{mean:.2f}, 95 % [{low:.2f}, {high:.2f}], wanted {bound:g} or more"
+
+    return _metrics(claim, runs, (claim["metric"],), rule)
 
 
 class Kind(NamedTuple):
-    """How a kind of claim is judged, and the arguments it takes: all of them, and no others."""
+    """How a kind of claim is judged, and the arguments it takes: all of them, those that it may have, and no others."""
 
     judge: Callable[[Mapping[str, Any], Runs], Iterable[Part]]
     arguments: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
@@ -283,6 +297,6 @@ KINDS: dict[str, Kind] = {
     "equivalent": Kind(_equivalent, ("pairs", "tasks", "margin_pp")),
     "no_worse": Kind(_no_worse, ("pairs", "tasks", "margin_pp")),
     "best_of": Kind(_best_of, ("models", "among", "tasks")),
-    "metric_below": Kind(_metric_below, ("models", "tasks", "metric", "below")),
+    "metric_below": Kind(_metric_below, ("models", "tasks", "metric", "below"), ("share",)),
     "metric_at_least": Kind(_metric_at_least, ("models", "tasks", "metric", "at_least")),
 }

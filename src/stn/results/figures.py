@@ -1,104 +1,24 @@
-"""Figures from arrays and records: numpy in, one PNG out, the same bytes for the same input.
+"""Figures drawn from records: numbers beside the paper's, learning curves; one PNG, the same bytes for the same input.
 
-*Convention*: grids are in normalised coordinates, x before y, align_corners=False, so x = -1 is the left
-outer edge of the first pixel. Figures are made without pyplot and so leave no global state.
+Figures are made without pyplot and so leave no global state.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-WIDTH_INCHES = 9.0  # at 100 dpi the width of a README
-DPI = 100
-TOP_EDGE = "#ff5a36"  # where the first row of the output is read
-GRID_LINES = "#29c7f7"
+from stn.results.sheets import LABEL_SIZE, WIDTH_INCHES, save
+from stn.results.statistics import TOLERANCE_PP, TOLERANCE_RELATIVE
+
 OURS, PAPER = "#1f5fa8", "#d1495b"
-LABEL_SIZE = 8
-
-
-class Warp(NamedTuple):
-    """One image through a spatial transformer."""
-
-    input: np.ndarray  # (H, W), or (H, W, 3) in colour
-    grid: np.ndarray  # (h, w, 2), where in the input each output pixel is read
-    output: np.ndarray  # (h, w) or (h, w, 3), or smaller when it was pooled
-    caption: str
-
-
-def to_pixels(grid: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised (x, y) as pixel indices (column, row): -1 is -0.5 and +1 is width - 0.5, as imshow draws them."""
-    columns = ((grid[..., 0] + 1) * width - 1) / 2
-    rows = ((grid[..., 1] + 1) * height - 1) / 2
-    return columns, rows
-
-
-def warp_gallery(path: str | Path, rows: Sequence[Warp], title: str, per_line: int = 3, lines_every: int = 4) -> Path:
-    """Each warp as three panels: input, input with the sampling grid on it, output.
-
-    The grid's top edge, where the output's first row is read, is drawn orange and thick: which way is up in the output.
-    """
-    per_line = min(per_line, len(rows))
-    lines = -(-len(rows) // per_line)
-    cell = WIDTH_INCHES / (3.25 * per_line)
-    figure = Figure(figsize=(WIDTH_INCHES, lines * (cell + 0.3) + 0.6), layout="constrained")
-    figure.suptitle(title)
-    ratios = [1, 1, 1, 0.25] * per_line  # three panels and a gap
-    axes = figure.subplots(lines, 4 * per_line, squeeze=False, width_ratios=ratios)
-    for ax in axes.flat:
-        ax.axis("off")
-    for index, warp in enumerate(rows):
-        line, first = divmod(index, per_line)
-        left, middle, right = axes[line, 4 * first : 4 * first + 3]
-        _image(left, warp.input)
-        _image(middle, warp.input)
-        draw_grid(middle, warp.grid, warp.input.shape[:2], lines_every)
-        _image(right, warp.output)
-        middle.set_title(warp.caption, fontsize=LABEL_SIZE)
-    return _save(figure, path)
-
-
-def draw_grid(ax: Axes, grid: np.ndarray, shape: tuple[int, ...], lines_every: int) -> None:
-    """Outline, every k-th line, and the marked top edge of a sampling grid, on an input of the given shape.
-
-    The outline runs through the centres of the outermost output pixels. What leaves the input is drawn up
-    to a margin of a sixth of its size.
-    """
-    height, width = shape
-    columns, rows = to_pixels(grid, height, width)
-    thin = {"color": GRID_LINES, "linewidth": 0.5, "alpha": 0.7}
-    for i in range(lines_every, grid.shape[0] - 1, lines_every):
-        ax.plot(columns[i], rows[i], **thin)
-    for j in range(lines_every, grid.shape[1] - 1, lines_every):
-        ax.plot(columns[:, j], rows[:, j], **thin)
-    for edge in (np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
-        ax.plot(columns[edge], rows[edge], color=GRID_LINES, linewidth=1.2)
-    ax.plot(columns[0], rows[0], color=TOP_EDGE, linewidth=2.2)
-    ax.set_xlim(-0.5 - width / 6, width - 0.5 + width / 6)
-    ax.set_ylim(height - 0.5 + height / 6, -0.5 - height / 6)
-
-
-def distortion_sheet(path: str | Path, originals: np.ndarray, distorted: Mapping[str, np.ndarray]) -> Path:
-    """Originals (n, H, W) in the first line, then one line per distortion, each canvas with its size in pixels."""
-    sheets = {"original": originals, **distorted}
-    n = len(originals)
-    cell = (WIDTH_INCHES - 1.0) / n
-    figure = Figure(figsize=(WIDTH_INCHES, len(sheets) * cell), layout="constrained")
-    axes = figure.subplots(len(sheets), n, squeeze=False)
-    for line, (name, images) in zip(axes, sheets.items(), strict=True):
-        if len(images) != n:
-            raise ValueError(f"{name!r} has {len(images)} images, the originals are {n}")
-        for ax, image in zip(line, images, strict=True):
-            _image(ax, image)
-            ax.set(xticks=[], yticks=[])
-        label = f"{name}\n{images.shape[1]}×{images.shape[2]} px"
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=LABEL_SIZE)
-    return _save(figure, path)
+VERDICT_COLOURS = {"match": "#2a8f4b", "better": "#1f5fa8", "worse": "#d1495b"}
+AGREEMENT_INCHES = 3.3  # three of them side by side on a page, one on a phone
+AGREEMENT_DPI = 200
 
 
 def learning_curves(path: str | Path, records: Iterable[Mapping[str, Any]], task: str) -> Path:
@@ -125,7 +45,41 @@ def learning_curves(path: str | Path, records: Iterable[Mapping[str, Any]], task
         ax.grid(alpha=0.3)
     if models:
         figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=LABEL_SIZE)
-    return _save(figure, path)
+    return save(figure, path)
+
+
+def agreement_figure(path: str | Path, cells: pd.DataFrame, title: str, unit: str, log: bool = True) -> Path:
+    """Our number against the paper's, a point per cell, by verdict; on the line both are equal, in the band they match.
+
+    `cells` is what `tables.table_cells` gives. How many cells with a number of the paper's lack one of ours stands
+    inside the axes.
+    """
+    compared = cells[cells["paper"].notna()]
+    done = compared[compared["n"] > 0]
+    figure = Figure(figsize=(AGREEMENT_INCHES, AGREEMENT_INCHES), layout="constrained")
+    ax = figure.subplots()
+    ax.set_title(title, fontsize=10)
+    values = [float(v) for v in [*done["mean"], *compared["paper"]] if v > 0 or not log]
+    low, high = (min(values) / 1.4, max(values) * 1.4) if log else (min(values) - 2, max(values) + 2)
+    for axis in (ax.xaxis, ax.yaxis):
+        _scale(ax, axis.axis_name, low, high, log)
+    line = np.geomspace(low, high, 100) if log else np.linspace(low, high, 100)
+    tolerance = np.maximum(TOLERANCE_PP, TOLERANCE_RELATIVE * (line if log else 100 - line))
+    ax.fill_between(line, line - tolerance, line + tolerance, color="#8896a4", alpha=0.2, linewidth=0)
+    ax.plot(line, line, color="#8896a4", linewidth=0.8)
+    for verdict, colour in VERDICT_COLOURS.items():
+        shown = done[done["verdict"] == verdict].astype({"mean": float})
+        if shown.empty:
+            continue
+        ax.plot(shown["paper"], shown["mean"], "o", color=colour, markersize=4.5, label=f"{len(shown)} {verdict}")
+    if len(done) < len(compared):
+        ax.plot([], [], " ", label=f"{len(compared) - len(done)} without a result")
+    ax.set_xlabel(f"paper, {unit}", fontsize=LABEL_SIZE)
+    ax.set_ylabel(f"ours, {unit}", fontsize=LABEL_SIZE)
+    ax.tick_params(labelsize=LABEL_SIZE)
+    ax.legend(fontsize=LABEL_SIZE, loc="upper left" if log else "lower right", handletextpad=0.2)
+    ax.set_aspect("equal")
+    return save(figure, path, AGREEMENT_DPI)
 
 
 def table_figure(path: str | Path, cells: pd.DataFrame, unit: str = "% error", log: bool = True) -> Path:
@@ -140,16 +94,21 @@ def table_figure(path: str | Path, cells: pd.DataFrame, unit: str = "% error", l
     axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for ax, (task, name) in zip(axes, zip(columns["task"], columns["column"], strict=True), strict=True):
         shown = cells[cells["task"] == task]
-        for cell in shown.to_dict("records"):
-            _dots(ax, cell, labels.index.get_loc(cell["row"]))
+        lines = [labels.index.get_loc(row) for row in shown["row"]]
+        ax.plot(shown["paper"], lines, "D", color=PAPER, mfc="none", markersize=6)  # NaN, no number: nothing is drawn
+        for cell, y in zip(shown.to_dict("records"), lines, strict=True):
+            if cell["n"]:
+                _interval(ax, cell, y)
         ax.set_title(name, fontsize=10)
         ax.set_xlabel(unit, fontsize=LABEL_SIZE)
         ax.grid(axis="x", which="both", alpha=0.25)
-        if log:
-            _log_axis(ax, [v for v in [*shown["mean"], *shown["paper"]] if v is not None and v > 0] or [1.0])
-        else:
-            low, high = ax.get_xlim()
-            ax.set_xlim(max(low, -2.0), min(high, 102.0))  # percent: an interval beyond 100 leaves the panel
+        numbers = [v for v in [*shown["mean"], *shown["paper"]] if v is not None and v > 0] or [1.0]
+        # percent: an interval beyond 100, or a very wide one, leaves the panel
+        low, high = (min(numbers) / 1.7, max(numbers) * 1.7) if log else ax.get_xlim()
+        _scale(ax, "x", low if log else max(low, -2.0), high if log else min(high, 102.0), log)
+        for cell, y in zip(shown.to_dict("records"), lines, strict=True):
+            if not cell["n"]:
+                _say(ax, cell, y)
         ax.tick_params(labelsize=LABEL_SIZE)
     axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
@@ -157,37 +116,34 @@ def table_figure(path: str | Path, cells: pd.DataFrame, unit: str = "% error", l
     if cells["paper"].notna().any():
         handles, names = [*handles, ax.plot([], [], "D", color=PAPER, mfc="none")[0]], [*names, "paper"]
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=LABEL_SIZE)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _dots(ax: Axes, cell: Mapping[str, Any], y: int) -> None:
-    ax.plot(cell["paper"], y, "D", color=PAPER, mfc="none", markersize=6)  # NaN, no number: nothing is drawn
-    if not cell["n"]:
-        place, axes = ((0, y), ax.get_yaxis_transform()) if np.isnan(cell["paper"]) else ((cell["paper"], y), "data")
-        ax.annotate(cell["verdict"], place, (8, 0), axes, "offset points", fontsize=6, va="center")
-        return
+def _interval(ax: Axes, cell: Mapping[str, Any], y: int) -> None:
     mean, half_width = cell["mean"], cell["half_width"] or 0.0
     ax.plot([max(mean - half_width, 1e-3), mean + half_width], [y, y], color=OURS, linewidth=1.2)
     ax.plot(max(mean, 1e-3), y, "o", color=OURS, markersize=4)  # a log axis has no zero
 
 
-def _log_axis(ax: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis around the values, with plain numbers; a very wide interval leaves the panel."""
-    low, high = min(values) / 1.7, max(values) * 1.7
+def _say(ax: Axes, cell: Mapping[str, Any], y: int) -> None:
+    """Why a cell has no number: beside the paper's, on the side where there is more room, or in the middle."""
+    if np.isnan(cell["paper"]):
+        ax.text(0.5, y, cell["verdict"], transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=6)
+        return
+    place = ax.transAxes.inverted().transform(ax.transData.transform((cell["paper"], y)))[0]
+    side = 1 if place < 0.5 else -1
+    text = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 6}
+    ax.annotate(cell["verdict"], (cell["paper"], y), (7 * side, 0), textcoords="offset points", **text)
+
+
+def _scale(ax: Axes, axis: str, low: float, high: float, log: bool) -> None:
+    """Limits of the axis "x" or "y"; a logarithmic one with plain numbers at its ticks."""
+    ax.set(**{f"{axis}lim": (low, high)})
+    if not log:
+        return
     steps = (1, 1.5, 2, 3, 4, 5, 7) if high / low < 8 else (1, 2, 5) if high / low < 200 else (1,)
     ticks = [m * 10.0**e for e in range(-3, 3) for m in steps if low <= m * 10.0**e <= high]
-    ax.set(xscale="log", xlim=(low, high))
-    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_xticks([], minor=True)
-
-
-def _image(ax: Axes, image: np.ndarray) -> None:
-    ax.imshow(image, cmap="gray", vmin=0.0, vmax=max(1.0, float(image.max())), interpolation="nearest")
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None}, facecolor="white")
-    return path
+    ax.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
+    locate = getattr(ax, f"set_{axis}ticks")
+    locate(ticks, [f"{tick:g}" for tick in ticks])
+    locate([], minor=True)

@@ -1,4 +1,4 @@
-"""Picture files as parts of a page that loads nothing: data URIs with size and words, a still for what moves."""
+"""Picture files as parts of a self-contained page: data URIs with size and caption, and a still of each animation."""
 
 import base64
 import io
@@ -11,13 +11,15 @@ TYPES = {".png": "image/png", ".gif": "image/gif", ".webp": "image/webp", ".jpg"
 CAPTIONS = {
     "gallery": "what the network sees of test images, and where its transformers look",
     "training": "the sampling grid on the same test images through the training, above the transformer's output",
+    "upright": "turned test digits of one class, and what each transformer makes of them",
+    "turning": "turned test digits of one class through the training, above the transformer's output",
     "windows": "windows on the same images through the co-localisation, true boxes beside them",
     "distortions": "test digits and their distortions, each canvas with its size",
 }
 
 
 class Picture(NamedTuple):
-    """A picture; `still` is the last frame of one that moves, None for one that does not."""
+    """A picture; `still` is the last frame of an animation, None for anything else."""
 
     stem: str
     uri: str
@@ -28,7 +30,7 @@ class Picture(NamedTuple):
 
 
 def picture(path: Path, caption: str) -> Picture:
-    """Raises: OSError for a file that is no picture."""
+    """A file as a picture. Raises: OSError for one that is not an image."""
     with Image.open(path) as image:
         still = None
         if getattr(image, "is_animated", False):
@@ -40,18 +42,18 @@ def picture(path: Path, caption: str) -> Picture:
 
 
 def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
-    """All pictures of a folder but those that a report draws anew, and a line for each file that is none."""
-    found, problems = [], []
+    """All pictures of a folder except those that a report draws anew, and a line for each file that is damaged."""
+    pictures, problems = [], []
     for path in sorted(folder.glob("*")):
         kind, _, subject = path.stem.partition("_")
         if path.suffix not in TYPES or kind == "curves" or kind.startswith("table"):
             continue
         try:
-            said = CAPTIONS.get(kind, kind)
-            found.append(picture(path, f"{subject}: {said}" if subject else said))
+            caption = CAPTIONS.get(kind, kind)
+            pictures.append(picture(path, f"{subject}: {caption}" if subject else caption))
         except OSError as error:
-            problems.append(f"{path}: no picture ({' '.join(str(error).split())})")
-    return found, problems
+            problems.append(f"{path}: not an image ({' '.join(str(error).split())})")
+    return pictures, problems
 
 
 def _uri(content: bytes, kind: str) -> str:

@@ -11,15 +11,18 @@ import pandas as pd
 import yaml
 
 from stn.results.claims import ClaimResult, judge_claims
-from stn.results.figures import learning_curves, table_figure
+from stn.results.figures import AGREEMENT_DPI, agreement_figure, learning_curves, table_figure
 from stn.results.pictures import Picture, picture, pictures_of
-from stn.results.records import DATA_KINDS, RecordError, read_record, record_path, records_root, run_key
+from stn.results.records import DATA_KINDS, RecordError, read_record, record_path, records_root, run_key, sweeps_dir
+from stn.results.sheets import DPI
 from stn.results.spec import TableSpec
 from stn.results.statistics import VERDICT_RULE
+from stn.results.sweeps import Study, studies, sweeps_of
 from stn.results.tables import CLAIMS_NOTE, cell_text, describe, load_table, select, table_cells, table_stem
 
 TITLE = "Spatial Transformer Networks, replicated"
 VERDICTS = ("match", "better", "worse", "missing")
+NO_RESULT = "smoke"  # a protocol that only shows that everything runs
 
 Record = Mapping[str, Any]
 
@@ -61,6 +64,7 @@ class Section(NamedTuple):
     claims: tuple[ClaimResult, ...]
     n_runs: int
     wall_s: float  # of training, all runs together
+    agreement: Picture | None  # ours against the paper's, where it has numbers
     plots: tuple[Picture, ...]
     pictures: tuple[Picture, ...]
     animations: tuple[Picture, ...]
@@ -69,19 +73,27 @@ class Section(NamedTuple):
 def write_report(results_dir: str | Path, conf_dir: str | Path, path: str | Path) -> list[str]:
     """Write the page; returns a line for everything that could not be shown, which the page states, too.
 
-    Raises: TableError for a table file that says something impossible.
+    Raises: FileNotFoundError for a results folder that is not there, TableError for a table file that says something
+    impossible.
     """
     results_dir, path = Path(results_dir), Path(path)
+    if not results_dir.is_dir():
+        raise FileNotFoundError(f"{results_dir}: no such folder; results_dir must be one with runs/ in it")
     records, problems = read_all(results_dir)
-    found, figures_problems = pictures_of(results_dir / "figures")
-    problems += figures_problems
+    variants, sweep_problems = read_all(sweeps_dir(results_dir))
+    searches, search_problems = _searches(sweeps_dir(results_dir) / "studies")
+    pictures, picture_problems = pictures_of(results_dir / "figures")
+    problems += sweep_problems + search_problems + picture_problems
+    records, variants = _without_smoke(records), _without_smoke(variants)
+    if all(record["protocol"] != NO_RESULT for record in records):
+        pictures = [shown for shown in pictures if NO_RESULT not in shown.stem.split("_")]
     sections, used = [], set()
     for spec in [load_table(file) for file in sorted((Path(conf_dir) / "table").glob("*.yaml"))]:
         for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):
             if not select(spec, records, protocol, data):
                 continue
             try:
-                sections.append(section(spec, records, protocol, data, found))
+                sections.append(section(spec, records, protocol, data, pictures))
             except RecordError as error:
                 problems.append(f"{table_stem(spec.name, protocol, data)}: {error}")
             else:
@@ -93,9 +105,11 @@ def write_report(results_dir: str | Path, conf_dir: str | Path, path: str | Path
             title=TITLE,
             sections=sections,
             others=[_run(record) for record in records if _identity(record) not in used],
-            other_pictures=[p for p in found if not any(_belongs(p, s) for s in sections)],
+            sweeps=[(s, [_run(record, folder="results/sweeps") for record in s.records]) for s in sweeps_of(variants)],
+            searches=searches,
+            other_pictures=[p for p in pictures if not any(_belongs(p, s) for s in sections)],
             problems=problems,
-            n_records=len(records),
+            n_records=len(records) + len(variants),
             finished_at=max((record["finished_at"] for record in records), default=None),
             verdicts=VERDICTS,
             verdict_rule=VERDICT_RULE,
@@ -143,6 +157,7 @@ def section(
         claims=tuple(judge_claims(spec, chosen)),
         n_runs=len(chosen),
         wall_s=sum(record["wall_s"] or 0.0 for record in chosen),
+        agreement=_agreement(spec, frame, protocol),
         plots=_plots(spec, frame, chosen, stem),
         pictures=(),
         animations=(),
@@ -171,8 +186,36 @@ def _cells(stem: str, frame: pd.DataFrame, records: Sequence[Record]) -> dict[tu
     return cells
 
 
+def _without_smoke(records: list[Record]) -> list[Record]:
+    """Records that are results; all where there is nothing else."""
+    return [record for record in records if record["protocol"].partition("-")[0] != NO_RESULT] or records
+
+
+def _searches(folder: Path) -> tuple[list[tuple[Study, list[Picture]]], list[str]]:
+    """Searches with their plots, and a line when they cannot be shown."""
+    try:
+        return [
+            (study, [picture(path, f"{study.name}: {path.stem.replace('_', ' ')}") for path in study.plots])
+            for study in studies(folder)
+        ], []
+    except (OSError, ValueError) as error:
+        return [], [f"{folder}: no searches ({' '.join(str(error).split())})"]
+
+
+def _agreement(spec: TableSpec, frame: pd.DataFrame, protocol: str) -> Picture | None:
+    """Drawn at twice the size at which the page shows it, so that it is sharp on a phone."""
+    if not frame["paper"].notna().any():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        title = f"{spec.title.partition(':')[0]}, {protocol}"
+        path = agreement_figure(Path(folder) / "agreement.png", frame, title, spec.unit, log=spec.lower_is_better)
+        large = picture(path, f"{spec.title}, {protocol}: our numbers against the paper's")
+        scale = AGREEMENT_DPI // DPI
+        return large._replace(width_px=large.width_px // scale, height_px=large.height_px // scale)
+
+
 def _plots(spec: TableSpec, frame: pd.DataFrame, records: Sequence[Record], stem: str) -> tuple[Picture, ...]:
-    """What records alone can show is drawn from them, so that it is never out of date."""
+    """Figures that need records alone are drawn afresh, so that they are never out of date."""
     plots = []
     with tempfile.TemporaryDirectory() as folder:
         path = table_figure(Path(folder) / f"{stem}.png", frame, spec.unit, log=spec.lower_is_better)
@@ -181,19 +224,19 @@ def _plots(spec: TableSpec, frame: pd.DataFrame, records: Sequence[Record], stem
             runs = [r for r in records if r["task"] == column.task and r["seed"] == 0 and r["curve"]]
             if runs:
                 path = learning_curves(Path(folder) / f"curves_{column.task}.png", runs, column.task)
-                said = "training error and training loss against the step, a colour per model, seed 0"
-                plots.append(picture(path, f"{column.label}: {said}"))
+                caption = "training error and training loss against the step, a colour per model, seed 0"
+                plots.append(picture(path, f"{column.label}: {caption}"))
     return tuple(plots)
 
 
-def _run(record: Record, metric: str = "test/error_pct") -> Run:
+def _run(record: Record, metric: str = "test/error_pct", folder: str = "results") -> Run:
     settings = {name: record[name] for name in ("task", "model", "protocol", "seed")}
     if record["data"] != "real":
         settings["data"] = record["data"]
     if record["config"].get("evaluate", "test") != "test":
         settings["evaluate"] = record["config"]["evaluate"]
     command = " ".join(["python -m experiments.train", *(f"{name}={value}" for name, value in settings.items())])
-    path = record_path(records_root("results", record["data"]), run_key(record))
+    path = record_path(records_root(folder, record["data"]), run_key(record))
     return Run(record, path.as_posix(), command, (record["metrics"] or {}).get(metric))
 
 
@@ -221,7 +264,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "utc": _utc, "yaml": _yaml}
+    environment.filters |= {"duration": duration, "utc": _utc, "yaml": _yaml, "short": _short}
     return environment
 
 
@@ -239,6 +282,13 @@ def duration(seconds: float | None) -> str:
 def _utc(time: str) -> str:
     """A record's time, ISO in UTC, to the minute."""
     return f"{time[:16].replace('T', ' ')} UTC"
+
+
+def _short(value: Any) -> str:
+    """A number to four digits, and a dash where there is nothing."""
+    if isinstance(value, float):
+        return "–" if pd.isna(value) else f"{value:.4g}"
+    return "–" if value is None else str(value)
 
 
 def _yaml(value: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from stn.validation import Checked, checked, problem
 
-Name = Annotated[str, Field(pattern=r"^table[a-z0-9]*$")]  # no underscore: files are called <name>_<protocol>
+NAME = r"table[a-z0-9]*"  # no underscore: files are called <name>_<protocol>
 
 
 class TableError(ValueError):
@@ -54,7 +54,7 @@ def _once(names: list[str], what: str) -> None:
 class TableSpec(Checked):
     """A table of the paper. A cell exists if and only if `reference` names it; None where the paper has no number."""
 
-    name: Name
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     title: str
     metric: str
     unit: str

@@ -74,12 +74,12 @@ def render_table(
     chosen = select(spec, records, protocol, data)
     cells = table_cells(spec, chosen, protocol, data)
     title, note = describe(spec, chosen, cells, protocol, data)
+    stem = table_stem(spec.name, protocol, data)
     texts = {
         "md": markdown(spec, cells, judge_claims(spec, chosen), title, note),
         "csv": csv(spec, cells, protocol, data),
-        "tex": latex(spec, cells, title, note),
+        "tex": latex(spec, cells, title, note, stem),
     }
-    stem = table_stem(spec.name, protocol, data)
     paths = [Path(out_dir) / f"{stem}.{suffix}" for suffix in FORMATS]
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     for path, suffix in zip(paths, FORMATS, strict=True):
@@ -97,19 +97,19 @@ def describe(
 ) -> tuple[str, str]:
     """Title and one line below it: data, protocol with its note, seeds, test images times draws.
 
-    The note is that of the record that ended last: no part of a run's hash, it may have been reworded since others.
+    The note is that of the most recent record: not being part of a run's hash, it may have been reworded.
     """
     title = f"{spec.title}, {spec.unit}, protocol {protocol}"
     if data != "real":
         title += " – STAND-IN DATA, not comparable with the paper"
     newest = max(records, key=lambda record: record["finished_at"], default={"config": {}})
-    said = newest["config"].get("protocol_note") or "no note"
+    protocol_note = newest["config"].get("protocol_note") or "no note"
     tests = sorted({(r["n_test"], r["test_draws"]) for r in records if r["status"] == "ok"})
     counts = sorted(set(cells["n"]) - {0})
     seeds = "none" if not counts else " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     better = "lower" if spec.lower_is_better else "higher"
     parts = [
-        f"Protocol {protocol}: {said}".rstrip("."),
+        f"Protocol {protocol}: {protocol_note}".rstrip("."),
         f"Seeds per cell: {seeds}",
         "Test: " + (" / ".join(f"{n} images × {draws} draws" for n, draws in tests) or "none"),
         f"Cells: ours, mean ± 95 % interval over seeds{' (paper)' if has_paper(cells) else ''}; {better} is better",
@@ -148,8 +148,8 @@ def csv(spec: TableSpec, cells: pd.DataFrame, protocol: str, data: str) -> str:
     return tidy.to_csv(index=False, lineterminator="\n")
 
 
-def latex(spec: TableSpec, cells: pd.DataFrame, title: str, note: str) -> str:
-    """The overview for a paper (package booktabs)."""
+def latex(spec: TableSpec, cells: pd.DataFrame, title: str, note: str, stem: str) -> str:
+    """The overview for a paper (package booktabs); its label is that of the file, one per protocol and kind of data."""
     frame = overview(spec, cells).map(_escape)
     frame.columns = [_escape(name) for name in frame.columns]
     return frame.to_latex(
@@ -157,7 +157,7 @@ def latex(spec: TableSpec, cells: pd.DataFrame, title: str, note: str) -> str:
         escape=False,
         column_format="l" + "c" * len(spec.columns),
         caption=_escape(f"{title}. {note}"),
-        label=f"tab:{spec.name}",
+        label=f"tab:{stem}",
         position="t",
     )
 

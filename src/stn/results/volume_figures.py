@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib import colormaps
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from stn.results.animations import write_gif
-from stn.results.figures import DPI, LABEL_SIZE, WIDTH_INCHES, _image, _save
+from stn.results.sheets import Layout, Panel, Stroke, write_animation, write_sheet
 
 AZIMUTH_DEG, ELEVATION_DEG = 35.0, 25.0
 HALF_VIEW = 1.5  # of the picture's side, in units of half the volume: the whole cube fits at the angles above
@@ -68,26 +65,17 @@ def shaded(volume: np.ndarray, azimuth_deg: float, elevation_deg: float, side_px
     return np.where(solid.any(axis=0), AMBIENT + (1 - AMBIENT) * cosine.clip(0, 1), np.nan)
 
 
-def volume_gallery(path: str | Path, rows: Sequence[VolumeWarp], title: str, per_line: int = 2) -> Path:
+def volume_gallery(path: str | Path, warps: Sequence[VolumeWarp], title: str, per_line: int = 2) -> Path:
     """Each warp as four panels: the volume, its projection, the same after the transformer."""
-    per_line = min(per_line, len(rows))
-    lines = -(-len(rows) // per_line)
-    cell = 1.3 * WIDTH_INCHES / (4.75 * per_line)
-    figure = Figure(figsize=(WIDTH_INCHES, lines * (cell + 0.15) + 0.4), layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(lines, 5 * per_line, squeeze=False, width_ratios=[1.3, 1, 1.3, 1, 0.15] * per_line)
-    for ax in axes.flat:
-        ax.axis("off")
-    for index, warp in enumerate(rows):
-        line, first = divmod(index, per_line)
-        panels = axes[line, 5 * first : 5 * first + 4]
-        _volume(panels[0], warp.input)
-        _image(panels[1], warp.projection_in / warp.projection_in.max())
-        _volume(panels[2], warp.output)
-        _image(panels[3], warp.projection_out / max(warp.projection_out.max(), 1e-9))
-        for panel, name in zip(panels, (warp.caption, "its projection", "after the ST", "its projection"), strict=True):
-            panel.set_title(name, fontsize=LABEL_SIZE)
-    return _save(figure, path)
+    names = ("its projection", "after the ST", "its projection")
+    lines = []
+    for i, warp in enumerate(warps):
+        if i % per_line == 0:
+            lines.append([])
+        before, after = volume_panel(warp.input, warp.caption), volume_panel(warp.output, names[1])
+        lines[-1] += [before, _projection(warp.projection_in, names[0])]
+        lines[-1] += [after, _projection(warp.projection_out, names[2])]
+    return write_sheet(path, lines, title, Layout(group=4))
 
 
 def volume_animation(path: str | Path, steps: Mapping[int, Sequence[VolumeWarp]], title: str) -> Path:
@@ -95,38 +83,32 @@ def volume_animation(path: str | Path, steps: Mapping[int, Sequence[VolumeWarp]]
 
     Each warp is a column: the volume, what the transformer makes of it, and the projection of that.
     """
-    last = max(steps)
-    return write_gif(path, [_frame(warps, f"{title}: step {step} of {last}") for step, warps in sorted(steps.items())])
+    frames = {
+        step: [
+            [volume_panel(warp.input, warp.caption) for warp in warps],
+            [volume_panel(warp.output) for warp in warps],
+            [_projection(warp.projection_out) for warp in warps],
+        ]
+        for step, warps in steps.items()
+    }
+    return write_animation(path, frames, title, Layout(labels=("volume", "after\nthe ST", "its\nprojection")))
 
 
-def _frame(warps: Sequence[VolumeWarp], title: str) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    cell = (WIDTH_INCHES - 0.9) / len(warps)
-    figure = Figure(figsize=(WIDTH_INCHES, 3 * cell + 0.6), dpi=DPI, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(3, len(warps), squeeze=False)
-    for warp, (before, after, projection) in zip(warps, axes.T, strict=True):
-        _volume(before, warp.input)
-        _volume(after, warp.output)
-        _image(projection, warp.projection_out / max(warp.projection_out.max(), 1e-9))
-        before.set_title(warp.caption, fontsize=LABEL_SIZE)
-    for row, label in zip(axes, ("volume", "after\nthe ST", "its\nprojection"), strict=True):
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=LABEL_SIZE)
-        for ax in row:
-            ax.set(xticks=[], yticks=[], frame_on=False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _volume(ax: Axes, volume: np.ndarray) -> None:
-    """The shaded surface inside the outline of its cube."""
-    extent = (-HALF_VIEW, HALF_VIEW, HALF_VIEW, -HALF_VIEW)
+def volume_panel(volume: np.ndarray, caption: str = "") -> Panel:
+    """The shaded surface inside the outline of its cube, whose hidden edges the surface covers."""
     shading = shaded(volume, AZIMUTH_DEG, ELEVATION_DEG)
-    ax.imshow(shading, cmap="bone", vmin=-0.1, vmax=1.1, extent=extent, zorder=2)
+    surface = colormaps["bone"]((shading.clip(0, 1) + 0.1) / 1.2)
+    surface[..., 3] = ~np.isnan(shading)
     corners = np.array(list(itertools.product((-1, 1), repeat=3)))
-    seen = corners @ view_matrix(AZIMUTH_DEG, ELEVATION_DEG)  # the transpose: volume to viewer
+    x, y, depth = view_matrix(AZIMUTH_DEG, ELEVATION_DEG).T @ corners.T  # the transpose: volume to viewer
+    columns, rows = ((axis / HALF_VIEW + 1) * len(shading) / 2 - 0.5 for axis in (x, y))
+    strokes = []
     for a, b in itertools.combinations(range(8), 2):
         if (corners[a] != corners[b]).sum() == 1:
-            hidden = max(seen[a, 2], seen[b, 2]) == seen[:, 2].max()  # an edge of the rearmost corner
-            ax.plot(*seen[[a, b], :2].T, color=CUBE, linewidth=0.6, zorder=1 if hidden else 3)
+            of_rearmost_corner = max(depth[a], depth[b]) == depth.max()
+            strokes.append(Stroke(columns[[a, b]], rows[[a, b]], CUBE, 0.6, behind=of_rearmost_corner))
+    return Panel(surface, strokes, caption)
+
+
+def _projection(projection: np.ndarray, caption: str = "") -> Panel:
+    return Panel(projection / max(projection.max(), 1e-9), caption=caption)

@@ -1,5 +1,6 @@
 """What a spatial transformer does to a test set: its theta, where its grid lies, how alike it leaves the digits."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from stn.data.digit import DIGIT_PX
 from stn.data.streams import Batch
 from stn.transform import Warped
 from stn.transform.grids import homogeneous_points
+
+SYMMETRIC_DIGITS = (0, 1, 8)  # half a turn leaves them what they were
+NORMAL_PER_MAD = 1.4826  # standard deviations per median absolute deviation, of a normal distribution
 
 
 class Pose(NamedTuple):
@@ -29,9 +33,11 @@ class Pose(NamedTuple):
         """By name, of N digits each: the deviation from the mean pose of their own class, root mean square.
 
         Within a class, since a digit's upright is a convention: an ST may settle on any pose per class.
+        `angle_robust_…` is the same of most digits, blind to a few that lie the wrong way round (`robust_spread_deg`).
         """
         return {
             "angle_std_{}_deg": spread_deg(self.angle_deg, labels),
+            "angle_robust_{}_deg": robust_spread_deg(self.angle_deg, labels),
             "scale_std_{}_octaves": _spread(self.log2_scale[:, None], labels),
             "position_std_{}_px": _spread(self.position_px, labels),
         }
@@ -62,12 +68,44 @@ def rotation_deg(matrix: Tensor) -> Tensor:
 
 def spread_deg(angles_deg: Tensor, labels: Tensor) -> float:
     """Root mean square deviation of angles from the circular mean of their own class, in degrees."""
-    radians = angles_deg.deg2rad()
+    return deviations_deg(angles_deg, labels).square().mean().sqrt().item()
+
+
+def robust_spread_deg(angles_deg: Tensor, labels: Tensor, symmetric: Collection[int] = SYMMETRIC_DIGITS) -> float:
+    """The same by the median absolute deviation, scaled to equal the standard deviation of a normal distribution; of
+    `symmetric` classes up to half a turn.
+    """
+    return NORMAL_PER_MAD * deviations_deg(angles_deg, labels, symmetric).abs().median().item()
+
+
+def rotation_kept(
+    before_deg: Tensor, after_deg: Tensor, labels: Tensor, symmetric: Collection[int] = SYMMETRIC_DIGITS
+) -> float:
+    """Which share of the digits' rotation is still there: 1 when nothing was undone, 0 when all stand alike.
+
+    The slope of a line through the origin, by least squares, of the deviation after on the deviation before, each from
+    the mean of their own class. Unlike a spread it leaves out by how much the handwriting of a class differs.
+    Digits of `symmetric` classes count only where there are no others: turned by -90° to 90° they have no mean.
+    """
+    counted = ~torch.isin(labels, torch.tensor(list(symmetric), device=labels.device))
+    counted |= ~counted.any()
+    before, after = (deviations_deg(angles[counted], labels[counted]) for angles in (before_deg, after_deg))
+    return ((before * after).sum() / before.square().sum()).item()
+
+
+def deviations_deg(angles_deg: Tensor, labels: Tensor, symmetric: Collection[int] = ()) -> Tensor:
+    """How far angles are from the circular mean of their own class, -180 to 180 degrees: (N,) -> (N,).
+
+    Of `symmetric` classes, which half a turn does not change, -90 to 90: angles that differ by 180 are the same.
+    """
+    folds = torch.ones(int(labels.max()) + 1)
+    folds[[k for k in symmetric if k < len(folds)]] = 2
+    radians = angles_deg.deg2rad() * folds[labels]
     vectors = torch.stack([radians.cos(), radians.sin()], dim=1)
-    sums = torch.zeros(int(labels.max()) + 1, 2).index_add_(0, labels, vectors)
+    sums = torch.zeros(len(folds), 2).index_add_(0, labels, vectors)
     means = torch.atan2(sums[:, 1], sums[:, 0])
-    deviation = torch.remainder(radians - means[labels] + torch.pi, 2 * torch.pi) - torch.pi
-    return deviation.square().mean().sqrt().rad2deg().item()
+    deviations = torch.remainder(radians - means[labels] + torch.pi, 2 * torch.pi) - torch.pi
+    return deviations.rad2deg() / folds[labels]
 
 
 def _spread(values: Tensor, labels: Tensor) -> float:
@@ -100,9 +138,10 @@ class WarpStatistics:
 
         `grid_inside`: mean share of grid points inside the image; `grid_folded`: share of cells turned over;
         `theta_std_i`: standard deviation over images of each number of theta;
-        `angle_std_before_deg`, `angle_std_after_deg`, and likewise `scale_std_…_octaves`, `position_std_…_px`: spread
-        of the digits' poses (`Pose`) in the input and in the output. With several channels those after are per
-        transformer and channel (st0_ch1_…), and without a prefix the mean over channels of the best transformer there.
+        `angle_std_before_deg`, `angle_std_after_deg`, and likewise `angle_robust_…_deg`, `scale_std_…_octaves`,
+        `position_std_…_px`: spread of the digits' poses (`Pose`) in the input and in the output; `angle_kept`: share of
+        the rotation that is left (`rotation_kept`). With several channels those after are per transformer and channel
+        (st0_ch1_…), and without a prefix the mean over channels of the best transformer there.
         """
         summary = {}
         several = len(self.of_transformer) > 1
@@ -118,17 +157,22 @@ class WarpStatistics:
         after = [torch.cat(statistics.after) for statistics in self.of_transformer]
         summary = {}
         for c in range(digits.shape[1]):
-            labels = digits[:, c]
-            found = [Pose.of(affine[:, c]).spreads(labels) for affine in after]
-            for name, spread in Pose.of(before[:, c]).spreads(labels).items():
-                best = min(spreads[name] for spreads in found)
-                for place, value in (("before", spread), ("after", best)):
-                    key = name.format(place)
-                    summary[key] = summary.get(key, 0.0) + value / digits.shape[1]
+            labels, pose = digits[:, c], Pose.of(before[:, c])
+            by_transformer = [_after(pose, Pose.of(affine[:, c]), labels) for affine in after]
+            best = {name: min(metrics[name] for metrics in by_transformer) for name in by_transformer[0]}
+            spreads = {name.format("before"): spread for name, spread in pose.spreads(labels).items()}
+            for name, value in (spreads | best).items():
+                summary[name] = summary.get(name, 0.0) + value / digits.shape[1]
             if digits.shape[1] > 1:
-                for t, spreads in enumerate(found):
-                    summary |= {f"st{t}_ch{c}_{name.format('after')}": value for name, value in spreads.items()}
+                for t, metrics in enumerate(by_transformer):
+                    summary |= {f"st{t}_ch{c}_{name}": value for name, value in metrics.items()}
         return summary
+
+
+def _after(before: Pose, after: Pose, labels: Tensor) -> dict[str, float]:
+    """The metrics of the poses that a transformer leaves."""
+    spreads = {name.format("after"): spread for name, spread in after.spreads(labels).items()}
+    return spreads | {"angle_kept": rotation_kept(before.angle_deg, after.angle_deg, labels)}
 
 
 class _OfTransformer:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stn.data.streams import Batch
-from stn.results.figures import Warp, warp_gallery
 from stn.results.volume_figures import VolumeWarp, volume_gallery
+from stn.results.warp_figures import Warp, channel_pictures, warp_gallery
 from stn.tasks.colocalisation import Colocalisation, crops
 from stn.tasks.training import Training
 from stn.transform import SpatialTransformer, Warped
@@ -125,9 +125,7 @@ def _volumes(net: nn.Module, batch: Batch) -> list[VolumeWarp]:
 
 
 def _pictures(image: Tensor) -> list:
-    """(C, H, W) in [0, 1] -> one (H, W, 3) array of colours, or C of (H, W)."""
-    array = image.clamp(0, 1).cpu().numpy()
-    return [array.transpose(1, 2, 0)] if len(array) == 3 else list(array)
+    return channel_pictures(image.cpu().numpy())
 
 
 def _caption(label: Tensor) -> str:

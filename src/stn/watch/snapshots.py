@@ -16,15 +16,16 @@ from stn.tasks.training import Training
 
 FILE = "snapshots.npz"
 SNAPSHOTS = 12  # per run, the start and the end among them; the closer together, the earlier
-EXAMPLES = 4  # the first test images
+EXAMPLES = 128  # the first test images, about a dozen of each digit
+MAX_NUMBERS = 2**22  # of all examples together, or fewer of them: volumes and photographs are large
 
 
 class Snapshots(Callback):
     """Writes theta, at `SNAPSHOTS` steps, of the first test images to `FILE` in the folder of each run.
 
     `runs`: folder -> module; those without a spatial transformer get no file. The file holds `step` (S,) and, for
-    transformer k of the network, `theta_k` (S, EXAMPLES, *its shape). A checkpoint carries what was kept so far: this
-    callback must come before the one that saves it. The network is left as it was: no random number is drawn.
+    transformer k of the network, `theta_k` (S, EXAMPLES or fewer, *its shape). A checkpoint carries what was kept so
+    far: this callback must come before the one that saves it. The network is left as it was: no random number is drawn.
     """
 
     def __init__(self, runs: Mapping[Path, Training]) -> None:
@@ -62,11 +63,15 @@ class Snapshots(Callback):
     def _keep(self, step: int) -> None:
         if self.images is None:
             batches = [module.stream.test_batch(draw=0, start=0) for module in self.runs.values()]
-            self.images = [batch.images[:EXAMPLES].clone() for batch in batches]
+            self.images = [_examples(batch.images).clone() for batch in batches]
         self.steps.append(step)
         self.thetas.append(
             [_thetas(module.net, images) for module, images in zip(self.runs.values(), self.images, strict=True)]
         )
+
+
+def _examples(images: Tensor) -> Tensor:
+    return images[: max(4, min(EXAMPLES, MAX_NUMBERS // images[0].numel()))]
 
 
 def _chosen(chunks: int) -> set[int]:

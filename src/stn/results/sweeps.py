@@ -1,0 +1,86 @@
+"""Runs with settings of their own, which are in no table, and searches: what differed, and what came of it."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stn.results.records import run_key
+
+Record = Mapping[str, Any]
+NOT_SETTINGS = ("seed", "protocol_note")
+METRICS = ("heldout/error_pct", "test/error_pct", "test/accuracy_pct", "test/correct_pct")
+
+
+class Sweep(NamedTuple):
+    """Runs of one task, model and protocol whose settings differ."""
+
+    title: str
+    rows: pd.DataFrame  # a row per variant: its record folder, the settings that differ, seeds, metric; the best first
+    records: tuple[Record, ...]
+
+
+class Study(NamedTuple):
+    """A search by `experiments.sweep`: its trials, the best first, and its plots."""
+
+    name: str
+    trials: pd.DataFrame
+    plots: tuple[Path, ...]
+
+
+def sweeps_of(records: Iterable[Record]) -> list[Sweep]:
+    """The variants of each protocol, whose names are <protocol>-<hash>."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        protocol = record["protocol"].partition("-")[0]
+        groups.setdefault((record["task"], record["model"], protocol, record["data"]), []).append(record)
+    sweeps = []
+    for (task, model, protocol, data), members in sorted(groups.items()):
+        standin = "" if data == "real" else ", stand-in data"
+        title = f"{task}, {model}: departures from {protocol}{standin}"
+        sweeps.append(Sweep(title, _rows(members), tuple(sorted(members, key=run_key))))
+    return sweeps
+
+
+def studies(folder: Path) -> list[Study]:
+    """What `stn.results.search` wrote, each study in a folder of its own. Raises: OSError, ValueError."""
+    return [
+        Study(file.parent.name, pd.read_csv(file, encoding="utf-8"), tuple(sorted(file.parent.glob("*.png"))))
+        for file in sorted(folder.glob("*/trials.csv"))
+        if file.stat().st_size > 1  # an empty frame is an empty line
+    ]
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of several nested settings, those that are not the same in all, by dotted name."""
+    flat = [_flat(each) for each in settings]
+    names = dict.fromkeys(name for each in flat for name in each)
+    kept = [name for name in names if len({repr(each.get(name)) for each in flat}) > 1]
+    return [{name: each.get(name) for name in kept} for each in flat]
+
+
+def _rows(records: Sequence[Record]) -> pd.DataFrame:
+    variants: dict[str, list[Record]] = {}
+    for record in records:
+        variants.setdefault(record["protocol"], []).append(record)
+    metric = next((name for name in METRICS for r in records if name in (r["metrics"] or {})), METRICS[1])
+    configs = [{k: v for k, v in runs[0]["config"].items() if k not in NOT_SETTINGS} for runs in variants.values()]
+    rows = []
+    for (name, runs), settings in zip(variants.items(), differing(configs), strict=True):
+        values = [r["metrics"][metric] for r in runs if r["status"] == "ok" and metric in r["metrics"]]
+        statuses = Counter(r["status"] for r in runs)
+        state = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+        result = float(np.mean(values)) if values else np.nan
+        rows.append({"variant": name, **settings, "runs": state, metric: result})
+    best_first = metric.endswith("error_pct")
+    return pd.DataFrame(rows).sort_values([metric, "variant"], ascending=[best_first, True], ignore_index=True)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
