@@ -45,6 +45,16 @@ def computes_bf16() -> bool:
     return in_hardware and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # False: oneDNN was told not to
 
 
+def cost_of_bf16(device: torch.device) -> str | None:
+    """One line for a CPU that has no bf16; None elsewhere."""
+    if device.type != "cpu" or computes_bf16():
+        return None
+    return (
+        f"precision=bf16: this processor ({instructions()}) does not compute in bf16 but imitates it; a network with "
+        "convolutions takes ten times as long as in float32"
+    )
+
+
 def device_name(device: torch.device, count: int = 1) -> str:
     """The processor's or the GPU's name; where `count` processes train together, as many times that."""
     if count > 1:
