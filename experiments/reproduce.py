@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.cli import job, main
-from experiments.config import CONF, compose_config, compose_run, resolved
+from experiments.config import CONF, compose_config, compose_run, quoted, resolved
 from stn.results.records import read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
@@ -106,6 +106,8 @@ def _spec(wanted: dict) -> TableSpec:
         unknown = set(wanted[name] or ()) - set(allowed)
         if unknown:
             raise ValueError(f"{name}={', '.join(sorted(unknown))} not in {spec.name}; allowed: {', '.join(allowed)}")
+    if spec.only not in (None, wanted["data"]):
+        raise ValueError(f"table={spec.name} is about data={spec.only}, got data={wanted['data']}")
     return spec
 
 
@@ -120,11 +122,10 @@ def _cells(spec: TableSpec, wanted: dict) -> list[RunSettings]:
 
 
 def _compose(task: str, model: str, seed: int, wanted: dict) -> RunSettings:
-    common = ("protocol", "data", "data_dir", "results_dir", "output_dir", "device")
-    return compose_run(
-        [f"task={task}", f"model={model}", f"seed={seed}", f"wandb.mode={wanted['wandb_mode']}", "progress=false"]
-        + [f"{name}={wanted[name]}" for name in common]
-    )
+    common = [f"{name}={wanted[name]}" for name in ("protocol", "data", "device")]
+    folders = [f"{name}={quoted(wanted[name])}" for name in ("data_dir", "results_dir", "output_dir")]
+    cell = [f"task={task}", f"model={model}", f"seed={seed}"]
+    return compose_run([*cell, *common, *folders, f"wandb.mode={wanted['wandb_mode']}", "progress=false"])
 
 
 def _needed(todo: list[RunSettings], wanted: dict, listed: dict[str, str | None]) -> list[RunSettings]:
@@ -219,7 +220,7 @@ def _render(spec: TableSpec, wanted: dict) -> None:
         console.print("no records yet, so no table")
         return
     paths = render_table(spec, records, wanted["protocol"], results / "tables", data)
-    print(paths[0].read_text().split("\n## Claims, part by part")[0])
+    print(paths[0].read_text(encoding="utf-8").split("\n## Claims, part by part")[0])
     from experiments.figures import draw_all
 
     paths += draw_all(spec, records, wanted)
@@ -228,4 +229,4 @@ def _render(spec: TableSpec, wanted: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(reproduce, "reproduce")
+    main(reproduce)

@@ -159,4 +159,4 @@ def _short(value) -> str:
 
 
 if __name__ == "__main__":
-    main(sweep, "sweep")
+    main(sweep)

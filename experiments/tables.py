@@ -1,15 +1,14 @@
-"""Render every table from the committed records alone: `python -m experiments.tables [--check]`."""
+"""Render every table from the committed records alone: python -m experiments.tables"""
 
-import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.cli import main
 from stn.results.bench_table import bench_table
-from stn.results.records import DATA_KINDS, RecordError, read_records, records_root
-from stn.results.spec import NAME, TableError
+from stn.results.records import DATA_KINDS, read_records, records_root
+from stn.results.spec import NAME
 from stn.results.tables import FORMATS, load_table, render_table, select
 
 RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})|bench_step_\w+\.md")
@@ -81,7 +80,7 @@ def render(results_dir: Path, conf_dir: Path, readme: Path) -> int:
     """Render into results/tables and the README; remove the tables that the records no longer give."""
     paths = render_all(results_dir, conf_dir, results_dir / "tables")
     for path in paths:
-        print(path)
+        print(f"wrote {path}")
     for name, path in rendered_files(results_dir / "tables").items():
         if name not in {written.name for written in paths}:
             path.unlink()
@@ -92,22 +91,13 @@ def render(results_dir: Path, conf_dir: Path, readme: Path) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder with runs/ and tables/")
-    parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with table/*.yaml")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with <!-- table: NAME --> blocks")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when committed tables differ")
-    arguments = parser.parse_args(argv)
-    try:
-        for folder in (arguments.results, arguments.conf / "table"):
-            if not folder.is_dir():
-                raise FileNotFoundError(f"{folder}: no such folder")
-        return (check if arguments.check else render)(arguments.results, arguments.conf, arguments.readme)
-    except (RecordError, TableError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+def tables(wanted: dict) -> None:
+    results_dir, conf_dir, readme = (Path(wanted[name]) for name in ("results_dir", "conf_dir", "readme"))
+    for folder in (results_dir, conf_dir / "table"):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+    sys.exit((check if wanted["check"] else render)(results_dir, conf_dir, readme))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(tables)

@@ -36,7 +36,7 @@ NO_TORCH = ("validation", "results", "settings")
 def imports_of(path: Path) -> set[str]:
     """The modules that a file imports, those inside functions, too."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -53,7 +53,7 @@ class Experiment(Checked):
     evaluate: Literal["test", "heldout"]
     protocol_note: str
     seed: NonNegativeInt
-    data: Literal["real", "standin"] = "real"
+    data: Literal["real", "subset", "standin"] = "real"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
 
     @property

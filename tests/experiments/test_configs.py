@@ -197,7 +197,7 @@ def test_only_the_cnn_adds_in_fewer_steps_and_only_at_fast_and_no_protocol_wants
         cnn, fcn = (composed("addition", model, protocol) for model in ("cnn", "st2_fcn_tps"))
         assert (cnn.recipe["steps"] < fcn.recipe["steps"]) == (protocol == "fast")
         assert cnn.recipe | {"steps": 0} == fcn.recipe | {"steps": 0}
-    for protocol in options("protocol"):
+    for protocol in (*PROTOCOLS, "modern"):
         assert composed("mnist_tc", "cnn", protocol).precision == "float32"
 
 

@@ -125,25 +125,25 @@ def reproduce(digits: Path) -> None:
 def prepare_svhn() -> None:
     """Draws a split, unpacks an archive of it beside it, cuts out its numbers."""
     from stn.data.download import extract_tar
-    from stn.data.svhn import build_crops
+    from stn.data.svhn_crops import build_crops
     from stn.data.svhn_standin import write_archive, write_standin
 
     split = write_standin(Path("drawn/train"), 60, 1)
     archive = Path("train.tar.gz")
     if not archive.exists():
         write_archive(split, Path("unfinished.tar.gz")).rename(archive)
-    unpacked = extract_tar(archive, Path("unpacked/train"), 1 << 26, 1000, root="train")
+    unpacked = extract_tar(archive, Path("unpacked/train"), root="train")
     build_crops(unpacked, 64, Path("crops/train_64"))
 
 
 def prepare_birds() -> None:
     """Draws birds, decodes them into a cache."""
     from stn.data.cub import read_annotations
-    from stn.data.cub_images import make_cache
+    from stn.data.cub_images import cache_images
     from stn.data.cub_standin import write_standin
 
     root = write_standin("birds", n_classes=3, n_per_class=6, size_px=80)
-    make_cache(read_annotations(root), Path("cache/cub_32px"), 32, workers=1)
+    cache_images(read_annotations(root), Path("cache/cub_32px"), 32, workers=1)
 
 
 def folders_of(*names: str) -> Callable[[Path], dict[str, str]]:

@@ -52,9 +52,10 @@ def without_privileges(task: Callable, *arguments) -> None:
 
 def said_in_a_line(task: Callable, *arguments) -> None:
     """The task as a verb: an error that the user can mend ends in one line and status 2."""
-    from experiments.cli import main
+    from experiments.cli import errors_in_a_line
 
-    main(lambda: task(*arguments))
+    with errors_in_a_line():
+        task(*arguments)
 
 
 def train_command(digits: Path, *overrides: str) -> None:
@@ -80,7 +81,7 @@ def count_trainings(file: Path, task: Callable, *arguments) -> None:
     built = stn.train.run.build
 
     def counted(run):
-        with file.open("a") as out:
+        with file.open("a", encoding="utf-8") as out:
             out.write(f"{run.key}\n")
         return built(run)
 

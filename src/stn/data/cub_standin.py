@@ -6,16 +6,14 @@ clutter say nothing about the class.
 """
 
 import itertools
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from stn.data.cub_annotations import FORMS, STANDIN_MARK
+from stn.data.cub_annotations import FORMS
 from stn.data.cub_standin_drawing import (
     BEAKS,
     BREAST_COLOURS,
@@ -30,8 +28,7 @@ from stn.data.cub_standin_drawing import (
     HeadMarks,
     draw_picture,
 )
-from stn.data.errors import DataError
-from stn.data.staging import staging
+from stn.data.standin import make_standin
 
 ROOT = "CUB_200_2011"
 GREY_SHARE = 0.01  # of the images, saved without colour; CUB has a few
@@ -75,33 +72,9 @@ def write_standin(
     """
     if n_per_class < 2 or size_px < 32:
         raise ValueError(f"n_per_class must be at least 2 and size_px at least 32, got {n_per_class} and {size_px}")
-    root = Path(folder) / ROOT
     mark = {"version": VERSION, "n_classes": n_classes, "n_per_class": n_per_class, "seed": seed, "size_px": size_px}
     kinds = species(n_classes, seed)
-    if root.exists():
-        return _check(root, mark)
-    try:
-        with staging(root.parent, ".standin-") as temporary:
-            fresh = temporary / ROOT
-            _write(fresh, kinds, n_per_class, seed, size_px)
-            (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
-            try:
-                os.replace(fresh, root)
-            except OSError:
-                return _check(root, mark)  # another process was faster
-    except OSError as error:
-        raise DataError(f"cannot write {root}: {error.strerror or error}") from error
-    return root
-
-
-def _check(root: Path, mark: dict) -> Path:
-    try:
-        found = json.loads((root / STANDIN_MARK).read_text())
-    except (OSError, ValueError):
-        found = "something else"
-    if found != mark:
-        raise DataError(f"{root} holds {found}, not the stand-in {mark}: choose another folder or remove it")
-    return root
+    return make_standin(Path(folder) / ROOT, mark, lambda fresh: _write(fresh, kinds, n_per_class, seed, size_px))
 
 
 def _write(root: Path, kinds: list[Species], n_per_class: int, seed: int, size_px: int) -> None:

@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, Validatio
 from stn.validation import Checked, problem
 
 SCHEMA = 2
-DATA_KINDS = ("real", "standin")
+DATA_KINDS = ("real", "subset", "standin")  # subset: a listed part of the real data (conf/subset)
 WRONG_ENCODING = "base64 of zlib of numpy.packbits, shape (draws, n_test)"
 CHECKSUM = "checksum"  # the last key of a file: of all others
 
@@ -234,7 +234,7 @@ class Record(Checked):
     model: Name
     protocol: Name
     seed: NonNegativeInt
-    data: Literal["real", "standin"]
+    data: Literal["real", "subset", "standin"]
     config: dict[str, JsonValue]
     config_hash: Hex
     n_params: NonNegativeInt | None

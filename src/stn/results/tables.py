@@ -34,7 +34,10 @@ def select(
     return [
         record
         for record in records
-        if record["protocol"] == protocol and record["data"] == data and spec.has_cell(record["model"], record["task"])
+        if spec.only in (None, data)
+        and record["protocol"] == protocol
+        and record["data"] == data
+        and spec.has_cell(record["model"], record["task"])
     ]
 
 
@@ -105,8 +108,10 @@ def describe(
     The note is that of the most recent record: not being part of a run's hash, it may have been reworded.
     """
     title = f"{spec.title}, {spec.unit}, protocol {protocol}"
-    if data != "real":
+    if data == "standin":
         title += " – STAND-IN DATA, not comparable with the paper"
+    elif data == "subset":
+        title += f" – REAL DATA, PART: {spec.part}; not comparable with the paper"
     newest = max(records, key=lambda record: record["finished_at"], default={"config": {}})
     protocol_note = newest["config"].get("protocol_note") or "no note"
     tests = sorted({(r["n_test"], r["test_draws"]) for r in records if r["status"] == "ok"})

@@ -37,6 +37,8 @@ class BirdColocalisation(Colocalisation):
         for name, box_px in (("whole_image", whole), ("centre_box", torch.cat([centre - half, centre + half]))):
             correct = iou(box_px.expand_as(boxes_px), boxes_px) > CORRECT_IOU
             self.metrics[f"test/correct_{name}_pct"] = 100 * correct.float().mean().item()
+            for label, value in zip(self.names, (100 * correct.float().mean(0)).tolist(), strict=True):
+                self.metrics[f"test/correct_{name}_pct_{label}"] = value
         with torch.no_grad():
             self.metrics["test/loss_found"] = self._test_loss(self.net(self.scenes["train"].images))
             self.metrics["test/loss_true"] = self._test_loss(square_windows(boxes_px, self.image_px))

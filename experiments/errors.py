@@ -1,0 +1,84 @@
+"""User errors in one line that says what is allowed."""
+
+import difflib
+import errno
+import re
+
+from omegaconf import OmegaConf
+
+from experiments.config import CONF, compose_config, options
+
+PLUGINS = {  # which of hydra's there may be
+    "launcher": "pip install -e '.[sweeps]' brings joblib, submitit_local and submitit_slurm, '.[ray]' brings ray",
+    "sweeper": "experiments.sweep searches with Optuna",
+}
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room, your quota is used up",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EACCES: "make that folder writable, or choose another",
+    errno.EROFS: "make that file system writable, or choose another",
+}
+
+
+def explain(error: Exception, config: str = "train") -> str | None:
+    """One line for an error that the user can mend; None for one that is a bug.
+
+    `config` is the file of conf/ that the verb's overrides concern.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from stn.data.errors import DataError
+    from stn.train.stopped import Busy
+
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_config(error, config)
+    if isinstance(error, OSError):
+        return _explain_file(error)
+    if isinstance(error, DataError | ValueError | Busy):
+        return " ".join(str(error).split())
+    return None
+
+
+def _explain_file(error: OSError) -> str:
+    """What the system says of a file, and the remedy where it is known."""
+    line = " ".join(str(error).split())
+    if remedy := REMEDIES.get(error.errno):
+        line = f"{line}; {remedy}, then give the same command again"
+    return line
+
+
+def _explain_config(error: Exception, config: str) -> str:
+    """Which group, option or key was wrong, and which there are."""
+    message = " ".join(str(error).split())
+    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
+        return f"hydra/{found[1]}={found[2]} is not installed; {PLUGINS[found[1]]}"
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", message):
+        group, option = found.groups()
+        return f"{group}={option} does not exist; allowed: {', '.join(options(group))}"
+    if found := re.search(r"You must specify '(\w+)'", message):
+        group = found[1]
+        return f"{group}=… is missing; allowed: {', '.join(options(group))}"
+    if found := re.search(r"Interpolation key 'protocol\.(\w+)' not found", message):
+        having = [
+            name for name in options("protocol") if found[1] in OmegaConf.load(CONF / "protocol" / f"{name}.yaml")
+        ]
+        return f"this protocol says nothing about {found[1]} tasks; allowed: protocol={', '.join(having)}"
+    if found := re.search(r"Could not override '([\w.]+)'", message):
+        return _explain_key(found[1], config)
+    return message
+
+
+def _explain_key(key: str, config: str) -> str:
+    """An unknown setting: the settings beside it, or the groups when it is a first name."""
+    parent, _, name = key.rpartition(".")
+    groups = {"train": ["task=mnist_r", "model=fcn"], "sweep": ["sweep=localiser"]}  # those without a usual choice
+    node = OmegaConf.to_container(compose_config(config, groups.get(config, [])))
+    for part in parent.split(".") if parent else []:
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+    allowed = sorted(node) if isinstance(node, dict) else []
+    close = difflib.get_close_matches(name, allowed, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    where = f" in {parent}" if parent else ""
+    return f"there is no setting {name!r}{where}{hint}; allowed: {', '.join(allowed) or f'none, see {CONF.name}/'}"
