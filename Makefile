@@ -62,9 +62,10 @@ sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser ta
 test: setup      ## the tests
 	$(PY) -m pytest -n 2 --dist worksteal
 
-lint: setup      ## style
+lint: setup      ## style, and the types of the library
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 tables: setup    ## render results/tables from the committed records alone
 	$(RUN)tables

@@ -1,8 +1,6 @@
 """The command line that all verbs share: key=value, --help, -v; a user's error ends in one line, not in a traceback."""
 
-import argparse
 import functools
-import inspect
 import logging
 import os
 import re
@@ -19,7 +17,8 @@ from experiments.config import CONF, compose_config, keys, options, quoted, reso
 from experiments.errors import explain
 
 OVERRIDE = re.compile(r"[+~]{0,2}[\w./@:]+=|~")
-PATHS = ("pack", "merge", "out", "readme")  # and all that end in _dir
+CONFIGURED = ("reproduce", "sweep")  # these take the composed config itself, whose groups they read
+PATHS = ("pack", "merge", "out", "readme", "weights")  # and all that end in _dir
 KINDS = {bool: "true or false", int: "an integer", float: "a number", list: "a list, as [a,b]", str: "a name"}
 
 
@@ -29,19 +28,19 @@ def main(verb: Callable[..., Any]) -> None:
     if {"--help", "-h"} & set(arguments):
         print(help_text(sys.modules[verb.__module__].__doc__, name))
         return
-    verbose, function = "-v" in arguments, inspect.unwrap(verb)
+    verbose = "-v" in arguments
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another in its place
         stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO if verbose else logging.ERROR)
     with errors_in_a_line(name, verbose):
         flags, overrides = command_line([argument for argument in arguments if argument != "-v"], name)
-        if flags and function is not verb:
-            hydras(function, name, flags + overrides)
-        elif flags:
+        if flags:
             raise ValueError(f"{flags[0]!r} is not key=value; --help lists the keys")
-        elif function is not verb:
-            function(compose_config(name, overrides))
+        elif name == "train":  # whose settings may have several values
+            verb(overrides)
+        elif name in CONFIGURED:
+            verb(compose_config(name, overrides))
         else:
             wanted = named(compose_config(name, overrides), name)
             check_kinds(wanted, keys(name))
@@ -68,29 +67,6 @@ def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[N
         _stop(line)
 
 
-def job(function: Callable) -> Callable:
-    """For a `hydra.main` job: a user's error in a single run ends here, before hydra adds lines of its own.
-
-    In a multirun it is raised on, so that the other jobs go on.
-    """
-
-    @functools.wraps(function)
-    def wrapped(config):
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        try:
-            return function(config)
-        except Exception as error:
-            line = explain(error)
-            single = HydraConfig.get().mode == RunMode.RUN
-            if line is None or not single or logging.getLogger().isEnabledFor(logging.INFO):
-                raise
-            _stop(line)
-
-    return wrapped
-
-
 def _stop(line: str) -> None:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
@@ -98,29 +74,15 @@ def _stop(line: str) -> None:
 
 def named(config: DictConfig, name: str) -> dict:
     """The settings of conf/<name>.yaml, resolved, with the names of its groups' options in their place."""
-    return resolved(OmegaConf.merge(config, {group: config[group].name for group in described(name)[0]}))
-
-
-def hydras(verb: Callable[[DictConfig], Any], name: str, arguments: list[str]) -> None:
-    """Lets hydra run a verb: --multirun, and hydra's own flags, such as --cfg job."""
-    import hydra
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises instead of printing its own several lines
-    sys.argv[1:] = arguments
-    allow_hydras_help_texts()
-    hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(verb)()
-
-
-def allow_hydras_help_texts() -> None:
-    """hydra 1.3 hands argparse a help text that is no string; from Python 3.14 on argparse refuses that at once."""
-    if hasattr(argparse.ArgumentParser, "_check_help"):
-        argparse.ArgumentParser._check_help = lambda parser, action: None
+    OmegaConf.set_struct(config, False)  # a group without an option has no key yet
+    chosen = {group: config[group].name if group in config else None for group in described(name)[0]}
+    return resolved(OmegaConf.merge(config, chosen))
 
 
 def command_line(arguments: list[str], name: str) -> tuple[list[str], list[str]]:
     """Flags, and the overrides of conf/<name>.yaml as hydra's grammar reads them.
 
-    hydra takes overrides on one side of its flags only. A folder is taken as it is written, whatever signs are in its
+    A folder is taken as it is written, whatever signs are in its
     name; one that is not given is the checkout's, wherever the command is given.
     """
     flags = [argument for argument in arguments if not OVERRIDE.match(argument)]
@@ -147,6 +109,8 @@ def check_kinds(wanted: dict, usual: dict, within: str = "") -> None:
     """Raises: ValueError for a value of another kind than its usual one; a name may stand for a list of one."""
     for key, value in usual.items():
         given, kind = wanted[key], type(value)
+        if isinstance(value, str) and value.startswith("${"):  # of whatever kind that is
+            continue
         if isinstance(value, dict):
             check_kinds(given, value, f"{within}{key}.")
         elif kind is list and isinstance(given, str):
@@ -182,7 +146,7 @@ def described(name: str) -> tuple[dict[str, str], dict[str, str]]:
     groups, explained, comment = {}, {}, ""
     for entry in yaml.safe_load(text).get("defaults", []):
         if isinstance(entry, dict):
-            groups |= {group: usual.replace("???", "…") for group, usual in entry.items() if " " not in group}
+            groups |= {g: (usual or "null").replace("???", "…") for g, usual in entry.items() if " " not in g}
         elif entry != "_self_":
             inherited = described(entry)
             groups, explained = groups | inherited[0], inherited[1]

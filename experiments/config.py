@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stn.settings import RunSettings, run_settings
 
+OF_THE_COMMAND = ("launcher", "workers", "sweep", "storage")  # how many runs are trained, and where
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -15,7 +16,7 @@ def compose_run(overrides: list[str]) -> RunSettings:
 
     Raises: hydra's and omegaconf's errors for an unknown group, option or key; ValueError for a value that cannot be.
     """
-    return run_settings(resolved(compose_config("train", overrides)))
+    return run_settings(of_run(compose_config("train", overrides)))
 
 
 def run_of(config: DictConfig) -> RunSettings:
@@ -25,20 +26,25 @@ def run_of(config: DictConfig) -> RunSettings:
     that it never overwrites, or slips into, the records that the tables are made from.
     Raises: ValueError for a setting of the protocol that was changed and that this run does not read.
     """
-    composed = resolved(config)
+    composed = of_run(config)
     run = run_settings(composed)
     groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
-    plain = resolved(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
+    plain = of_run(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
     refuse_unread(composed, plain, run)
     return run if run.hash == run_settings(plain).hash else run.variant()
+
+
+def of_run(config: DictConfig) -> dict:
+    """The keys of conf/train.yaml, or of one that builds on it, that concern each run, resolved."""
+    return {name: value for name, value in resolved(config).items() if name not in OF_THE_COMMAND}
 
 
 def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
     """Raises: ValueError where the protocol differs from `plain` in what is no concern of this run."""
     cell = (run.task.name, run.model.name)
-    its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell)]
+    its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell), ("precision_of", *cell)]
     for path in _differences(composed["protocol"], plain["protocol"]):
-        if not any(path[: len(own)] == own for own in its):
+        if not any(path[: len(own)] == own[: len(path)] for own in its):
             raise ValueError(
                 f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{run.task.family}"
             )
@@ -52,17 +58,11 @@ def _differences(a: object, b: object, path: tuple[str, ...] = ()) -> list[tuple
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
-    """conf/<name>.yaml with overrides; can also be called inside a `hydra.main` job."""
+    """conf/<name>.yaml with overrides."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
 
-    running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(name, overrides)
-    finally:
-        GlobalHydra.instance().hydra = running
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides)
 
 
 def resolved(config: DictConfig) -> dict:

@@ -8,10 +8,6 @@ from omegaconf import OmegaConf
 
 from experiments.config import CONF, compose_config, options
 
-PLUGINS = {  # which of hydra's there may be
-    "launcher": "pip install -e '.[sweeps]' brings joblib, submitit_local and submitit_slurm, '.[ray]' brings ray",
-    "sweeper": "experiments.sweep searches with Optuna",
-}
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room, your quota is used up",
@@ -52,8 +48,6 @@ def _explain_file(error: OSError) -> str:
 def _explain_config(error: Exception, config: str) -> str:
     """Which group, option or key was wrong, and which there are."""
     message = " ".join(str(error).split())
-    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
-        return f"hydra/{found[1]}={found[2]} is not installed; {PLUGINS[found[1]]}"
     if found := re.search(r"Could not find '(\w+)/([^']*)'", message):
         group, option = found.groups()
         return f"{group}={option} does not exist; allowed: {', '.join(options(group))}"

@@ -64,20 +64,21 @@ def differences(wanted: dict[str, Path], committed: dict[str, Path]) -> list[str
     return sorted(lines)
 
 
-def check(results_dir: Path, conf_dir: Path, readme: Path) -> int:
-    """Compare the committed tables, and those in the README, with what the records give; status 1 when they differ."""
+def check(results_dir: Path, conf_dir: Path, pages: list[Path]) -> int:
+    """Compare the committed tables, and those in the pages, with what the records give; status 1 when they differ."""
     with tempfile.TemporaryDirectory() as folder:
         render_all(results_dir, conf_dir, Path(folder))
         wanted = rendered_files(Path(folder))
         lines = differences(wanted, rendered_files(results_dir / "tables"))
-        if readme.exists() and embed(readme.read_text(encoding="utf-8"), wanted) != readme.read_text(encoding="utf-8"):
-            lines.append(f"differs: a table in {readme.name}")
+        for page in pages:
+            if embed(page.read_text(encoding="utf-8"), wanted) != page.read_text(encoding="utf-8"):
+                lines.append(f"differs: a table in {page.name}")
     print("\n".join(lines) or f"{len(wanted)} files up to date")
     return 1 if lines else 0
 
 
-def render(results_dir: Path, conf_dir: Path, readme: Path) -> int:
-    """Render into results/tables and the README; remove the tables that the records no longer give."""
+def render(results_dir: Path, conf_dir: Path, pages: list[Path]) -> int:
+    """Render into results/tables and the pages; remove the tables that the records no longer give."""
     paths = render_all(results_dir, conf_dir, results_dir / "tables")
     for path in paths:
         print(f"wrote {path}")
@@ -85,9 +86,9 @@ def render(results_dir: Path, conf_dir: Path, readme: Path) -> int:
         if name not in {written.name for written in paths}:
             path.unlink()
             print(f"removed {path}")
-    if readme.exists():
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(embed(text, rendered_files(results_dir / "tables")), encoding="utf-8", newline="\n")
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(embed(text, rendered_files(results_dir / "tables")), encoding="utf-8", newline="\n")
     return 0
 
 
@@ -96,7 +97,8 @@ def tables(wanted: dict) -> None:
     for folder in (results_dir, conf_dir / "table"):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
-    sys.exit((check if wanted["check"] else render)(results_dir, conf_dir, readme))
+    pages = [page for page in (readme, *sorted((readme.parent / "docs").glob("*.md"))) if page.exists()]
+    sys.exit((check if wanted["check"] else render)(results_dir, conf_dir, pages))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import JsonValue, NonNegativeInt, PlainValidator, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PlainValidator, PositiveInt
 
-from stn.results.records import Name, RunKey, config_hash, record_path, records_root, sweeps_dir
+from stn.results.records import Name, RunKey, config_hash, read_record, record_path, records_root, sweeps_dir
 from stn.validation import Checked, checked
 
 Stack = Literal["auto", True, False]
@@ -98,6 +98,8 @@ class Wandb(Checked):
     project: str
     entity: str | None
     group: str | None
+    artifacts: bool = False
+    config: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class RunSettings(Experiment):
@@ -114,6 +116,8 @@ class RunSettings(Experiment):
     time_budget_s: float | None
     progress: bool
     wandb: Wandb
+    loggers: list[Literal["csv", "tensorboard"]] = Field(default_factory=list)
+    force: bool = False
 
     @property
     def key(self) -> RunKey:
@@ -133,6 +137,11 @@ class RunSettings(Experiment):
         """As `folder`, of another run on the same kind of data, such as one whose weights this one needs."""
         root = records_root(self.output_dir, self.data)
         return root / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
+
+    def recorded(self) -> dict[str, Any] | None:
+        """The record of this very run (same hash), where there is one."""
+        record = read_record(self.record_file) if self.record_file.exists() else None
+        return record if record and record["config_hash"] == self.hash else None
 
     def command(self, key: RunKey) -> str:
         """What makes the run of this key, on the same kind of data."""

@@ -15,7 +15,7 @@ def test_the_effect_of_a_precision_is_that_of_runs_made_one_by_one(toy_mnist, se
     differences = [b - a for a, b in zip(found["float32"]["error_pct"], found["bf16"]["error_pct"], strict=True)]
     assert found["difference_pct"] == pytest.approx(differences)
     alone = run(settings.changed(seed=1, precision="bf16", evaluate="heldout"))
-    assert found["bf16"]["error_pct"][1] == alone["metrics"]["test/error_pct"]
+    assert found["bf16"]["error_pct"][1] == alone["metrics"]["heldout/error_pct"]
     assert found["bf16"]["ms_per_step"] > 0
 
 

@@ -1,6 +1,5 @@
 """Every command that README and docs show is one that the verbs take, exactly as it stands; the short ones are run."""
 
-import itertools
 import re
 import shlex
 import subprocess
@@ -8,15 +7,14 @@ import sys
 from functools import cache
 
 import pytest
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from stn.train.settings import check, check_batch
 
 from experiments import cli, train
-from experiments.config import CONF, compose_config, compose_run, resolved
+from experiments.config import CONF, compose_config, resolved, run_of
+from experiments.grid import jobs_of
 from stn.data.mnist import holdout
 from stn.families import network
 from stn.results.records import read_records
+from stn.settings import check_batch
 
 ROOT = CONF.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "results/bench/README.md", "docs/*.md"]
@@ -52,29 +50,14 @@ def _verbs(command):
         yield verb.removeprefix("experiments."), arguments
 
 
-def _jobs(overrides):
-    """The overrides of each job of a multirun."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [given]
-        for o, given in zip(parsed, overrides, strict=True)
-    ]
-    return [list(job) for job in itertools.product(*choices)]
-
-
 def _check(verb, arguments):
     """Raises where the verb would refuse these arguments before it does anything."""
     flags, overrides = cli.command_line(arguments, verb)
-    given = get_args_parser().parse_args(flags + overrides)
-    if verb == "train":
-        jobs = _jobs(overrides) if given.multirun else [overrides]
-        for job in jobs:
-            settings = compose_run([override for override in job if not override.startswith("hydra/")])
-            check(settings)
-            network(settings)
-        assert len(jobs) > 1 or not given.multirun
-        return
     assert flags == []
+    if verb == "train":
+        for job in jobs_of(overrides):
+            network(run_of(compose_config("train", job)))
+        return
     config = compose_config(verb, overrides)
     if verb == "reproduce":
         check_batch(resolved(cli.OmegaConf.merge(config, {"protocol": None})))
@@ -111,7 +94,7 @@ def test_a_target_of_make_calls_verbs_that_take_its_arguments(target):
 
 
 def _trains_here(command):
-    return re.match(r"python -m experiments\.train .*task=mnist_", command) and "hydra/launcher" not in command
+    return re.match(r"python -m experiments\.train .*task=mnist_", command)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +109,7 @@ def test_a_training_of_the_readme_ends_in_its_records(command, toy_mnist, monkey
     cli.main(train.train)
     _, overrides = cli.command_line(arguments, "train")
     records = read_records(tmp_path / "results" / "sweeps")
-    assert len(records) == len(_jobs(overrides))
+    assert len(records) == len(jobs_of(overrides))
     assert {record["status"] for record in records} <= {"ok", "collapsed"}  # in so few steps an ST may leave the image
 
 

@@ -1,6 +1,5 @@
 """Every verb reads key=value, explains itself, and works in any folder, whatever signs are in its name."""
 
-import argparse
 import ast
 import os
 import subprocess
@@ -159,36 +158,11 @@ def test_a_command_works_from_another_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# -- hydra ----------------------------------------------------------------------------------------------------------
-
-
-def test_flags_may_stand_among_the_overrides():
-    given = ["task=mnist_r", "--multirun", "seed=0,1", "~model", "--cfg", "job", "+x.y=1"]
+def test_what_is_not_key_value_is_told_from_what_is():
+    given = ["task=mnist_r", "--multirun", "seed=0,1", "~model", "+x.y=1"]
     flags, overrides = cli.command_line([*given, *(f"{name}=x" for name in keys("train") if "dir" in name)], "train")
-    assert flags == ["--multirun", "--cfg", "job"]
+    assert flags == ["--multirun"]
     assert overrides[:4] == ["task=mnist_r", "seed=0,1", "~model", "+x.y=1"]
-
-
-def test_hydra_starts_where_argparse_checks_help_texts(monkeypatch):
-    from hydra._internal.utils import get_args_parser
-
-    def check(parser, action):  # as Python 3.14's does
-        if action.help and "%" not in action.help:
-            return
-
-    add = argparse.ArgumentParser.add_argument
-
-    def checked(parser, *names, **options):
-        action = add(parser, *names, **options)
-        parser._check_help(action)
-        return action
-
-    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
-    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", checked)
-    with pytest.raises(TypeError, match=r"not iterable|not a container"):
-        get_args_parser()
-    cli.allow_hydras_help_texts()
-    assert get_args_parser().parse_args(["--multirun", "seed=1,2"]).overrides == ["seed=1,2"]
 
 
 # -- files ----------------------------------------------------------------------------------------------------------

@@ -139,9 +139,10 @@ def test_out_of_time_before_what_the_others_begin_with_they_are_left(monkeypatch
         yield from (Finished(index, None, OutOfTime("stopped")) for index, _ in enumerate(stacks))
 
     monkeypatch.setattr("stn.many.pool.run_all", late)
-    _, said = call("table=table5", "tasks=null", "models=null", "time_budget_s=600")
+    with pytest.raises(SystemExit, match=r"^75$"):
+        call("table=table5", "tasks=null", "models=null", "time_budget_s=600")
     assert len(deadlines) == 1
-    assert "the time budget is used up; 3 runs are left" in said
+    assert "the time budget is used up; 3 runs are left" in call.said
 
 
 def test_an_estimate_goes_by_the_latest_run_of_the_model_in_that_precision(call, cell):

@@ -106,10 +106,12 @@ def test_a_block_of_the_readme_holds_the_head_of_its_table(project, tmp_path):
     assert project("check=true", f"readme={readme}") == 0
 
 
-def test_check_fails_on_a_stale_table_in_the_readme(project, tmp_path, capsys):
-    readme = tmp_path / "README.md"
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_check_fails_on_a_stale_table_in_the_readme_or_a_page_of_docs(project, tmp_path, capsys, page):
+    readme = tmp_path / page
+    readme.parent.mkdir(exist_ok=True)
     readme.write_text("<!-- table: tablegolden_fast -->\n<!-- end of table -->\n")
-    project(f"readme={readme}")
+    project(f"readme={tmp_path / 'README.md'}")
     readme.write_text(readme.read_text().replace("|", "!", 1))
-    assert project("check=true", f"readme={readme}") == 1
-    assert "README.md" in capsys.readouterr().out
+    assert project("check=true", f"readme={tmp_path / 'README.md'}") == 1
+    assert f"differs: a table in {readme.name}" in capsys.readouterr().out

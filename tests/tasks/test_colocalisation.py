@@ -1,11 +1,14 @@
 """The loss of App. A.2, windows against boxes, and the training of localisers on the simplest objects there are."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from stn.nets.colocalisation import ColocalisationLocalisation, Localisers, WindowBounds
-from stn.tasks.colocalisation import crops, iou, misses, pair_loss, window_boxes_px
+from stn.nets.windows import window_boxes_px
+from stn.tasks.colocalisation import crops, iou, misses, pair_loss
 from stn.tasks.window_search import fit_windows, search_windows, squared_distances
 
 BOUNDS = WindowBounds(scale_min=0.2, scale_max=1.0, initial_scale=0.6, max_shift=1.0)
@@ -169,3 +172,11 @@ def test_localisers_can_be_fitted_to_windows():
     fit_windows(net, images, windows, steps=150, batch_size=6, seed=0, before_step=steps.append)
     assert steps == list(range(150))
     assert (net(images) - windows).square().mean().item() < 0.05 * before
+
+
+def test_boxes_without_area_have_no_overlap_and_windows_can_be_pickled():
+    point = torch.tensor([1.0, 1, 1, 1])
+    assert iou(point, point).item() == 0
+    transformation = WindowBounds(0.2, 0.8, 0.5, 1.0).transformation()
+    again = pickle.loads(pickle.dumps(transformation))
+    assert torch.equal(again.grid(torch.zeros(1, 3), (4, 4)), transformation.grid(torch.zeros(1, 3), (4, 4)))

@@ -11,9 +11,10 @@ from experiments.galleries import windows as galleries
 from stn.data.errors import DataError
 from stn.families import build, coloc, needs
 from stn.nets.mnist import Cnn
+from stn.nets.windows import window_boxes_px
 from stn.results.records import read_record, unpack_wrong
 from stn.settings import RunSettings
-from stn.tasks.colocalisation import Colocalisation, iou, window_boxes_px
+from stn.tasks.colocalisation import Colocalisation, iou
 from stn.train import checkpoints
 from tests.tiny import run, unread
 

@@ -6,15 +6,13 @@ import traceback
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn.data.distortions import _control_points
 from stn.families import build
 from stn.tasks.classification import cross_entropy
 from stn.train.stack import Stack
-from stn.transform.grids import homogeneous_points
-from stn.transform.tps import _spline_weights
+from stn.transform import constants
 
 TASKS = ["mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc", "addition"]
 MODELS = ["st_fcn_affine", "st_fcn_tps", "st_cnn_projective"]
@@ -37,18 +35,16 @@ class CopiesBetweenDevices(TorchDispatchMode):
 
 
 @pytest.fixture
-def nothing_kept():
-    """What the suite keeps between calls is made anew: a fake tensor among it would be the next test's."""
-    kept = (_spline_weights, homogeneous_points, _control_points)
-    for function in kept:
-        function.cache_clear()
+def kept_as_if_real(monkeypatch):
+    """Constants are kept between calls, as on a device that exists; of fake tensors the library keeps none."""
+    constants.forget()
+    monkeypatch.setattr(constants, "PLAIN", (*constants.PLAIN, FakeTensor))
     yield
-    for function in kept:
-        function.cache_clear()
+    constants.forget()
 
 
 @pytest.fixture
-def fake_stack(toy_mnist, settings_of, nothing_kept):
+def fake_stack(toy_mnist, settings_of, kept_as_if_real):
     """Call it with a task, a model and a device that need not exist: a stack of two runs whose tensors are fake.
 
     Used under `stack.mode`. The generator stays on the CPU: no other exists without its device.

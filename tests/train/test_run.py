@@ -138,6 +138,9 @@ def test_a_heldout_run_says_so_in_its_settings(monkeypatch, toy_digits, settings
     record = run(settings_of("mnist_r", "fcn", "evaluate=heldout"))
     assert record["config"]["evaluate"] == "heldout"
     assert record["n_test"] == 600
+    measured = record["metrics"].keys() | record["per_draw"].keys()
+    assert "heldout/error_pct" in measured
+    assert not any(name.startswith("test/") for name in measured)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, CURVE_POINTS, CURVE_POINTS + 1, 3000, 3001])

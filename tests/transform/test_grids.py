@@ -2,11 +2,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn.transform import TRANSFORMATIONS, affine3d_grid, affine_grid, attention_grid, projective_grid, tps_grid
-from stn.transform.grids import MIN_W, OUTSIDE, homogeneous_points
-from stn.transform.tps import _spline_weights
+from stn.transform import (
+    TRANSFORMATIONS,
+    affine3d_grid,
+    affine_grid,
+    attention_grid,
+    homography_grid,
+    inverse,
+    projective_grid,
+    sample,
+    theta_from_px,
+    tps_grid,
+)
+from stn.transform.constants import forget
+from stn.transform.grids import MIN_W, OUTSIDE
 
 NAMES = tuple(TRANSFORMATIONS)
 F64 = torch.float64
@@ -117,6 +130,66 @@ def test_a_point_just_before_the_horizon_is_read_only_if_its_gradient_is_bounded
     torch.testing.assert_close(grid[0].item(), -0.5 / w if visible else OUTSIDE, rtol=1e-9, atol=0)
 
 
+FACTORS = (1e-6, 3e-4, 0.009, 1.0, 77.7, 1e6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("spread", [0.3, 2.0])
+def test_a_positive_factor_of_a_homography_never_matters(dtype, spread):
+    matrix = torch.eye(3, dtype=dtype) + spread * torch.randn(
+        20, 3, 3, dtype=dtype, generator=torch.Generator().manual_seed(0)
+    )
+    weights = torch.randn(20, 6, 7, 2, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+    def grid_and_gradient(factor):
+        scaled = (factor * matrix).requires_grad_()
+        grid = homography_grid(scaled, (6, 7))
+        return grid.detach(), factor * torch.autograd.grad((grid * weights).sum(), scaled)[0]
+
+    wanted, gradient = grid_and_gradient(1.0)
+    eps = torch.finfo(dtype).eps
+    for factor in FACTORS:
+        got, got_gradient = grid_and_gradient(factor)
+        # Rounding of the entries, at w = MIN_W: a hundred times larger in the grid, and that again in its gradient.
+        torch.testing.assert_close(got, wanted, rtol=1e3 * eps, atol=1e3 * eps)
+        torch.testing.assert_close(got_gradient, gradient, rtol=1e4 * eps, atol=1e5 * eps * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_the_identity_times_a_factor_is_the_identity_and_its_negative_shows_nothing(factor):
+    matrix = factor * torch.eye(3)[None]
+    wanted = affine_grid(torch.eye(2, 3)[None], (8, 8))
+    torch.testing.assert_close(homography_grid(matrix, (8, 8)), wanted, rtol=0, atol=1e-6)
+    assert (homography_grid(-matrix, (8, 8)) == OUTSIDE).all()
+
+
+@pytest.mark.parametrize("shift", [-200, 200])
+def test_a_far_shift_as_a_matrix_of_unit_norm_is_that_of_opencv(shift):
+    picture = np.random.default_rng(0).random((480, 640)).astype(np.float32)
+    out_from_in_px = np.array([[1.0, 0, shift], [0, 1, -shift / 2], [0, 0, 1]])
+    out_from_in_px /= np.linalg.norm(out_from_in_px)
+    matrix = theta_from_px(inverse(torch.from_numpy(out_from_in_px)[None]), (480, 640), (480, 640))
+    matrix = matrix / matrix.norm()
+    out = sample(torch.from_numpy(picture)[None, None], homography_grid(matrix, (480, 640)))
+    expected = cv2.warpPerspective(picture, out_from_in_px, (640, 480))
+    # OpenCV's positions are float32: 640 px have 6e-5 px of rounding, and white noise a slope of 1/px.
+    np.testing.assert_allclose(out[0, 0].numpy(), expected, rtol=0, atol=2e-4)
+
+
+def test_a_horizon_through_the_middle_of_the_output_shows_the_half_before_it():
+    matrix = torch.tensor([[[1.0, 0, 0], [0, 1, 0], [1, 0, 0]]], requires_grad=True)  # w = x
+    grid = homography_grid(matrix, (2, 4))
+    assert (grid[:, :, :2] == OUTSIDE).all()
+    assert (grid[:, :, 2:, 0] == 1).all()
+    assert torch.autograd.grad(grid.sum(), matrix)[0].isfinite().all()
+
+
+def test_a_homography_that_is_no_numbers_gives_a_grid_of_none():
+    matrix = torch.eye(3)[None].clone()
+    matrix[0, 1, 1] = torch.nan
+    assert homography_grid(matrix, (4, 4)).isnan().all()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_of_the_grid_in_theta(name):
     theta = near_identity(name, 2).requires_grad_()
@@ -149,8 +222,7 @@ def test_size_may_be_a_list_or_a_torch_size_and_arguments_may_be_named(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_size_first_seen_in_inference_mode_can_be_trained_on(name):
-    homogeneous_points.cache_clear()
-    _spline_weights.cache_clear()
+    forget()
     theta = near_identity(name)
     with torch.inference_mode():
         TRANSFORMATIONS[name].grid(theta, size_for(name))
@@ -202,3 +274,49 @@ def test_wrong_number_of_output_axes_is_refused_by_name(name):
     with pytest.raises(ValueError, match="out_size must be") as error:
         TRANSFORMATIONS[name].grid(identity(name), wrong)
     assert f"{wanted}, got {wrong}" in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [[[1.0, 0, 0]], np.eye(3), None, torch.ones(2, 3, dtype=torch.int64)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_theta_that_is_no_tensor_of_floating_point_numbers_is_refused_in_a_line(name, wrong):
+    with pytest.raises(TypeError, match="theta must be a floating-point tensor of shape") as error:
+        TRANSFORMATIONS[name].grid(wrong, size_for(name))
+    assert str(error.value).endswith(("got list", "got ndarray", "got NoneType", "got a tensor of torch.int64"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [28, 28.0, None, "28", (28.0, 28.0), ("a", "b")])
+def test_an_out_size_that_is_no_sequence_of_integers_is_refused_in_a_line(wrong):
+    with pytest.raises(TypeError, match=r"out_size must be \(H, W\)") as error:
+        affine_grid(identity("affine"), wrong)
+    assert f"got {wrong!r}" in str(error.value)
+
+
+def test_an_out_size_without_pixels_is_refused():
+    with pytest.raises(ValueError, match=r"out_size must be positive, got \(0, 3\)"):
+        affine_grid(identity("affine"), (0, 3))
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Notes the types that matrix products are made in."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            self.dtypes.append(out.dtype)
+        return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_cannot_round_the_product_to_tf32(name):
+    """It is made in float64 there, so that no setting of the caller's reaches it. On a device that need not exist."""
+    with FakeTensorMode(), MatrixProducts() as products:
+        theta = torch.empty(3, *TRANSFORMATIONS[name].shape, device="cuda")
+        grid = TRANSFORMATIONS[name].grid(theta, size_for(name))
+    assert grid.dtype == torch.float32
+    assert products.dtypes
+    assert set(products.dtypes) == {F64}

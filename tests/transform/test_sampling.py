@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import cv2
 import numpy as np
 import pytest
@@ -264,6 +267,63 @@ def test_nearest_kernel_passes_a_gradient_to_the_image_only(size):
     assert grid.grad is None or (grid.grad == 0).all()
 
 
+def shifted_by_half(n, axis):
+    """A row or column 0, 1, …, read half a pixel to the right or below, with ties exactly where n is a power of two."""
+    size = (1, n) if axis == "x" else (n, 1)
+    theta = identity("affine")
+    theta[0, 0 if axis == "x" else 1, 2] = 1 / n
+    image = torch.arange(n, dtype=F64).reshape(1, 1, *size)
+    return image, affine_grid(theta, size)
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize("n", [2, 4, 8, 64])
+def test_nearest_at_ties_is_eq_4_floor_of_x_plus_a_half(n, axis):
+    image, grid = shifted_by_half(n, axis)
+    border = sample(image, grid, kernel="nearest", padding="border").flatten().tolist()
+    assert border == [*range(1, n), n - 1]
+    assert sample(image, grid, kernel="nearest").flatten().tolist() == [*range(1, n), 0]
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 6, 7, 12, 28])
+def test_nearest_is_eq_4_in_rational_numbers(n):
+    """Of the coordinates as they are in float64; on sizes that are no power of two ties lie between two of them."""
+    centres = torch.tensor([2 * k / n - 1 for k in range(n + 1)], dtype=F64)
+    x = torch.cat([centres, torch.nextafter(centres, centres + 1), torch.nextafter(centres, centres - 1)])
+    grid = torch.stack([x, torch.zeros_like(x)], dim=-1)[None, None]
+    out = sample(torch.arange(1, n + 1, dtype=F64).reshape(1, 1, 1, n), grid, kernel="nearest").flatten()
+    for at, value in zip(x.tolist(), out.tolist(), strict=True):
+        exact = (Fraction(at) + 1) * n / 2  # x + 0.5 in pixels
+        allowed = {math.floor(exact + slack) for slack in (0, Fraction(1, 2**48), -Fraction(1, 2**48))}
+        if exact.denominator == 1 or abs(exact - round(exact)) > Fraction(1, 2**48):
+            allowed = {math.floor(exact)}
+        assert value in {i + 1 if 0 <= i < n else 0 for i in allowed}, (at, float(exact))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("kernel", ["bilinear", "nearest"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_theta_that_is_no_number_comes_out_as_one_that_is_none(name, kernel, padding, antialias):
+    theta = near_identity(name, 2)
+    theta[1].view(-1)[0] = torch.nan
+    in_size = (3, 4, 5) if name == "affine3d" else (6, 5)
+    grid = TRANSFORMATIONS[name].grid(theta, size_for(name))
+    out = sample(noise(2, 2, *in_size), grid, kernel=kernel, padding=padding, antialias=antialias)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()
+
+
+def test_only_the_points_that_are_no_numbers_read_none():
+    grid = affine_grid(identity("affine"), (3, 4))
+    grid[0, 1, 2, 0] = torch.nan
+    out = sample(noise(1, 2, 3, 4), grid, padding="border")
+    assert (
+        out.isnan()
+        == torch.zeros(3, 4, dtype=torch.bool).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(True))
+    ).all()
+
+
 ANY_FLOAT = st.floats(width=32, allow_nan=False, allow_infinity=False)
 MODERATE = st.floats(-4, 4, width=32)
 
@@ -398,6 +458,30 @@ def test_antialiasing_a_rotation_changes_nothing_to_rounding():
     torch.testing.assert_close(sample(image, grid, antialias=True), sample(image, grid), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize(
+    ("in_size", "out_size"),
+    [((64, 64), (24, 24)), ((64, 64), (64, 16)), ((63, 50), (9, 31)), ((20, 20, 20), (6, 20, 9))],
+)
+def test_antialiasing_does_not_darken_the_rim(in_size, out_size, padding):
+    """As PIL's resize and torch's `interpolate(antialias=True)`: white stays white."""
+    name = "affine" if len(in_size) == 2 else "affine3d"
+    grid = TRANSFORMATIONS[name].grid(identity(name), out_size)
+    out = sample(torch.ones(1, 1, *in_size, dtype=F64), grid, padding=padding, antialias=True)
+    torch.testing.assert_close(out, torch.ones_like(out), rtol=0, atol=1e-12)
+    if len(in_size) == 2:
+        white = torch.ones(1, 1, *in_size, dtype=F64)
+        resized = torch.nn.functional.interpolate(white, out_size, mode="bilinear", antialias=True)
+        torch.testing.assert_close(out, resized, rtol=0, atol=1e-12)
+
+
+def test_antialiased_an_image_smaller_than_a_pixel_counts_for_its_area():
+    """A white image in one pixel of a black world, at any place in that pixel: 2 x 2 px of 6 x 6, of 8 x 8 in all."""
+    grid = attention_grid(torch.tensor([[24.0, 0.0, 0.0]], dtype=F64), (8, 8))  # an output pixel is 6 px wide
+    out = sample(torch.ones(1, 1, 2, 2, dtype=F64), grid, antialias=True)
+    assert out.sum().item() == pytest.approx(4 / 36, rel=1e-9)
+
+
 @pytest.mark.parametrize("size", [(15, 23), (5, 7, 9)])
 def test_antialiasing_keeps_a_constant_image_of_odd_size_constant(size):
     image = torch.full((1, 1, *size), 0.7, dtype=F64)
@@ -444,13 +528,15 @@ def test_autocast_changes_nothing(name, antialias):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_images_and_grids_are_widened(dtype):
+def test_half_precision_images_are_read_in_float32_and_come_out_in_their_own_type(dtype):
     image = noise(2, 3, 6, 5, dtype=torch.float32).to(dtype)
     grid = affine_grid(near_identity("affine", 2, dtype=torch.float32), (4, 4))
     wide = sample(image.float(), grid)
     assert wide.dtype == torch.float32
-    assert torch.equal(sample(image, grid), wide)
-    assert torch.equal(sample(image=image, grid=grid.to(dtype)), sample(image.float(), grid.to(dtype).float()))
+    assert torch.equal(sample(image, grid), wide.to(dtype))
+    assert torch.equal(
+        sample(image=image, grid=grid.to(dtype)), sample(image.float(), grid.to(dtype).float()).to(dtype)
+    )
 
 
 def test_mixed_image_and_grid_types_give_the_wider_one():

@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -79,7 +80,7 @@ def test_theta_moves_with_a_training_step_and_differs_between_images(name):
     transformer, image = build(name), images(name)
     start = transformer.theta(image)
     assert start.shape == (3, *TRANSFORMATIONS[name].shape)
-    assert (start == transformer.initial_theta).all()
+    assert (start == transformer.initial_theta.float()).all()
     train_one_step(transformer, image)
     moved = transformer.theta(image)
     assert (moved != start).any(dim=tuple(range(1, start.ndim))).all()
@@ -251,3 +252,53 @@ def test_stacked_replicas_give_what_each_gives_alone(name):
     together = vmap(forward)(*state, image)
     alone = torch.stack([replica(x) for replica, x in zip(replicas, image, strict=True)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_identity_of_a_narrow_module_is_exact_to_float32(dtype):
+    """Of a spline rounded to bfloat16 it would be 0.08 px off at 224."""
+    transformer = SpatialTransformer(Features(1, 4, 4), "tps").to(dtype)
+    grid = transformer.warp(torch.rand(1, 1, 4, 4, dtype=dtype)).grid
+    wanted = affine_grid(torch.eye(2, 3)[None], (4, 4))
+    torch.testing.assert_close(grid, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_identity_of_a_wide_module_is_exact_to_float64(name):
+    for transformer in (build(name).double(), build(name).bfloat16().double()):
+        warped = transformer.warp(images(name).double())
+        torch.testing.assert_close(warped.image, images(name).double(), rtol=0, atol=1e-13)
+        assert warped.theta.dtype == torch.float64
+
+
+def test_the_output_is_of_the_images_type():
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert build("affine").to(dtype)(images("affine").to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("transformation", [*NAMES, fixed_attention(0.5)])
+def test_a_module_can_be_saved_whole_and_copied(transformation, tmp_path):
+    name = transformation if isinstance(transformation, str) else "affine"
+    transformer = build(transformation, shape=shape_for(name))
+    torch.save(transformer, tmp_path / "transformer.pt")
+    loaded = torch.load(tmp_path / "transformer.pt", weights_only=False)
+    for other in (loaded, copy.deepcopy(transformer)):
+        assert torch.equal(other(images(name)), transformer(images(name)))
+
+
+def test_weights_saved_with_a_float32_start_can_be_loaded():
+    state = build("tps", seed=1).state_dict()
+    state["initial_theta"] = state["initial_theta"].float()
+    transformer = build("tps")
+    transformer.load_state_dict(state)
+    torch.testing.assert_close(transformer(images("tps")), images("tps"), rtol=0, atol=1e-5)
+
+
+def test_a_localisation_net_that_does_not_say_its_width_is_refused():
+    with pytest.raises(TypeError, match="integer attribute out_features, got None"):
+        SpatialTransformer(nn.Flatten(), "affine")
+
+
+def test_a_bad_out_size_is_refused_when_the_module_is_made():
+    with pytest.raises(TypeError, match=r"SpatialTransformer: out_size must be .* got 28"):
+        build("affine", out_size=28)

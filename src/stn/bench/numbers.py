@@ -49,7 +49,7 @@ def effect(run: RunSettings, ways: Mapping[str, Way], seeds: int) -> dict[str, d
     batch_size = run.recipe["batch_size"]
     measured = {
         name: {
-            "error_pct": [record["metrics"].get("test/error_pct") for record in found],
+            "error_pct": [record["metrics"].get("heldout/error_pct") for record in found],
             "ms_per_step": _ms_per_step(found, batch_size),
         }
         for name, found in records.items()

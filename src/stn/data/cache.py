@@ -43,7 +43,7 @@ def make_cache(
             fresh.mkdir()
             manifest = {"source": source, **write(fresh)}
             files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in fresh.iterdir()}
-            (fresh / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n")
+            (fresh / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n", encoding="utf-8")
             with suppress(FileNotFoundError):
                 os.rename(folder, temporary / "old")
             try:
@@ -75,7 +75,7 @@ def cache_problem(folder: Path, source: dict[str, Any], checksums: bool) -> str 
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text())
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:

@@ -143,9 +143,9 @@ def prepare_cub_part(part: Part, data_dir: str | Path) -> Path:
     if archive and not any((place / "images.txt").is_file() for place in (folder / ROOT, *roots)):
         extract_tar(verify(archive, ARCHIVE_MD5, ARCHIVE_BYTES), Path(data_dir) / ROOT, ROOT)
     mark = "".join(f"{md5}  {name}\n" for name, md5 in part.files.items())
-    place_part(part, roots, folder / ROOT, lambda tree: (tree / PART_MARK).write_text(mark))
+    place_part(part, roots, folder / ROOT, lambda tree: (tree / PART_MARK).write_text(mark, encoding="utf-8"))
     check_part(part, folder / ROOT, [PART_MARK])
-    if (folder / ROOT / PART_MARK).read_text() != mark:
+    if (folder / ROOT / PART_MARK).read_text(encoding="utf-8") != mark:
         raise DataError(f"data=subset: {folder / ROOT} is of another list: delete {folder}, and it is made anew")
     return folder
 

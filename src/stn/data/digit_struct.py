@@ -81,7 +81,7 @@ def read_box_table(path: str | Path) -> dict[str, HouseNumber]:
     """The same records by name, from a table name;label;top;left;height;width (.csv, .csv.gz), one digit a line."""
     rows = {}
     try:
-        with gzip.open(path, "rt", newline="") as file:
+        with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file, delimiter=";"):
                 values = [float(row[field.decode()]) for field in FIELDS]
                 rows.setdefault(row["name"], []).append(values)

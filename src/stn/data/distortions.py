@@ -8,7 +8,6 @@ y down. Parameters are drawn on the generator's device and then moved, so that a
 on every device. Nothing is read back to the host: with a CUDA generator a call can be captured in a CUDA graph.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -200,7 +199,7 @@ class Elastic(Warp):
 
     def grid(self, params: ElasticParams) -> Tensor:
         shift = params.control_shift_px * (2 / DIGIT_PX)
-        theta = _control_points(shift.dtype, shift.device) + shift
+        theta = regular_control_points(4, like=shift) + shift
         return tps_grid(theta / params.scale[:, None, None], self.canvas)
 
 
@@ -212,11 +211,6 @@ def distortion(name: str, **settings) -> Warp | Clutter:
     if name not in DISTORTIONS:
         raise ValueError(f"distortion must be one of {tuple(DISTORTIONS)}, got {name!r}")
     return DISTORTIONS[name](**settings)
-
-
-@functools.lru_cache(maxsize=16)
-def _control_points(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return regular_control_points(4).to(device, dtype)  # kept: a copy from the host cannot be captured in a CUDA graph
 
 
 def _cos_sin(rotation_deg: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,7 +263,8 @@ def _src_from_out_of_corners(corners: Tensor) -> Tensor:
     over its determinant.
 
     Convention: the denominator w is scaled to 1 where the centre of the digit lies (at C): the half-plane of that
-    point is the visible one. An entry at the canvas's centre, fixed to 1, could pick the other half.
+    point is the visible one. An entry at the canvas's centre, fixed to 1, could pick the other half. Corners on one
+    line have no such homography: the zero matrix, which shows nothing.
     Shapes: (N, 4, 2) -> (N, 3, 3).
     """
     p0, p1, p2, p3 = corners.unbind(1)
@@ -280,7 +275,8 @@ def _src_from_out_of_corners(corners: Tensor) -> Tensor:
     x, y, c = p1 - p0, p3 - p0, p1 + p3
     adjugate = torch.stack([torch.linalg.cross(y, c), torch.linalg.cross(c, x), torch.linalg.cross(x, y)], dim=1)
     determinant = (adjugate[:, 0] * x).sum(1)
-    return adjugate * (c[:, 2] / determinant)[:, None, None]
+    matrix = adjugate * (c[:, 2] / determinant)[:, None, None]
+    return torch.nan_to_num(matrix, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _cross(u: Tensor, v: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from stn.data.errors import DataError
 from stn.data.staging import staging
+
+LINE_EVERY_S = 60.0  # of progress, where there is no terminal
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ def extract_tar(archive: Path, folder: Path, root: str) -> Path:
             if not tree.is_dir():
                 raise DataError(f"{archive} has no files under {root}/")
             marker = dict(zip(("files", "bytes"), _count(tree), strict=True))
-            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n")
+            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n", encoding="utf-8")
             try:
                 os.rename(tree, folder)
             except OSError:
@@ -120,7 +122,7 @@ def extract_tar(archive: Path, folder: Path, root: str) -> Path:
 def is_extracted(folder: Path) -> bool:
     """Whether `folder` was extracted whole by `extract_tar` and still has as many files and bytes."""
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return _count(folder) == (marker["files"], marker["bytes"])
     except (OSError, ValueError, TypeError, KeyError):
         return False
@@ -135,11 +137,26 @@ def _count(folder: Path) -> tuple[int, int]:
 
 @contextmanager
 def progress_bar(description: str, total: int | None, *columns) -> Iterator:
-    """Yields `set_done(n)`; the bar goes to standard error, and only to a terminal."""
+    """Yields `set_done(n)`; the bar goes to standard error; where that is no terminal, a line a minute."""
+    if not sys.stderr.isatty():
+        yield _lines(description, total)
+        return
     shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*shown, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*shown, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _lines(description: str, total: int | None) -> Callable[[int], None]:
+    said_at = time.monotonic()
+
+    def set_done(done: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= LINE_EVERY_S:
+            said_at = time.monotonic()
+            print(f"{description}: {done / total:.0%}" if total else f"{description}: {done}", file=sys.stderr)
+
+    return set_done
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def make_standin(folder: Path, mark: dict[str, Any], draw: Callable[[Path], None
             fresh = temporary / "fresh"
             fresh.mkdir()
             draw(fresh)
-            (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
+            (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
             try:
                 os.replace(fresh, folder)
             except OSError:
@@ -37,7 +37,7 @@ def make_standin(folder: Path, mark: dict[str, Any], draw: Callable[[Path], None
 def read_mark(folder: Path) -> dict[str, Any] | None:
     """What stand-in a folder holds; None where it is not one."""
     try:
-        mark = json.loads((folder / STANDIN_MARK).read_text())
+        mark = json.loads((folder / STANDIN_MARK).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -40,8 +40,8 @@ def read_part(name: str, folder: str | Path = LISTS) -> Part:
     """The part `folder`/<name>.yaml, whose list of files is in the format of md5sum. Raises: DataError, one line."""
     path = Path(folder) / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
-        lines = (path.parent / content.pop("files")).read_text().splitlines()
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        lines = (path.parent / content.pop("files")).read_text(encoding="utf-8").splitlines()
         files = {file: md5 for md5, file in (line.split("  ", 1) for line in lines)}
         return Part(name, files, content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:

@@ -11,9 +11,8 @@ from stn.data.cub import Birds, expect_cub, load_cub, prepare_cub, prepare_cub_p
 from stn.data.cub_standin import write_standin
 from stn.data.cub_stream import BirdStream
 from stn.data.errors import DataError
-from stn.data.seeds import stream_seed
 from stn.data.subset import read_part
-from stn.families import Built, Network
+from stn.families import Built, Network, seeded_network
 from stn.nets.backbones import IMAGENET, imagenet_weights, load_weights
 from stn.nets.cub import MultiStreamTransformer
 from stn.results.records import RunKey, config_hash
@@ -129,9 +128,7 @@ def build(run: RunSettings) -> Built:
     if run.data == "standin":
         prepare(run)
     _check_weights(run, recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, (_, image_px, _) = network(run)
+    net, widths, (_, image_px, _) = seeded_network(run)
     checksums = _load_pretrained(net, run, recipe)
     train, test = splits(run)
     stream = BirdStream(train, test, image_px)

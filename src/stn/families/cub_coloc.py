@@ -10,9 +10,8 @@ from torch import nn
 from stn.data.cub import Birds, center_crop, expect_cub, load_cub, prepare_cub, prepare_cub_part
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
-from stn.data.seeds import stream_seed
 from stn.data.subset import read_part
-from stn.families import Built, Network
+from stn.families import Built, Network, seeded_network
 from stn.families.coloc import Model, encoder_weights
 from stn.families.cub import PART, PRETRAINING, pretraining
 from stn.nets.backbones import IMAGENET, backbone
@@ -89,9 +88,7 @@ def build(run: RunSettings) -> Built:
     chosen = torch.linspace(0, len(train.classes) - 1, recipe.species).long().tolist()
     names = [train.classes[k].replace(".", "_") for k in chosen]
     encoder, encoder_checksum = load_encoder(run)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, _ = network(run)
+    net, widths, _ = seeded_network(run)
     n = recipe.images_per_species
     shown = scenes(train, chosen, n, recipe.image_px)
     fewest = min(int((unseen.labels == k).sum()) for k in chosen)

@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stn.data.augmentation import Augmentation
-from stn.data.seeds import stream_seed
 from stn.data.subset import read_part
 from stn.data.svhn import NumberCrops, check_official, crop_checksums, holdout, load_svhn, prepare_svhn_part
 from stn.data.svhn_standin import write_standin
 from stn.data.svhn_stream import NumberStream
-from stn.families import Built, Network
+from stn.families import Built, Network, seeded_network
 from stn.nets.svhn import CHANNELS, NumberReader
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings
 from stn.tasks.classification import Classification
@@ -93,9 +91,7 @@ def network(experiment: Experiment) -> Network:
 
 def build(run: RunSettings) -> Built:
     task, _, recipe = run.read(Task, Model, Recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, _ = network(run)
+    net, widths, _ = seeded_network(run)
     augmentation = Augmentation(**recipe.augmentation.model_dump()) if recipe.augmentation else None
     stream = NumberStream(*splits(run), augmentation)
     checksums = {}

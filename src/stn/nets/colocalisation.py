@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,11 +54,11 @@ class WindowBounds:
 
     def transformation(self) -> Transformation:
         """Attention (Eq. 2) of the bounded theta."""
+        return Transformation("bounded_attention", self.grid, tuple(self.raw(self.initial_scale).tolist()))
 
-        def grid(raw: Tensor, out_size: tuple[int, ...]) -> Tensor:
-            return attention_grid(self.windows(raw), out_size)
-
-        return Transformation("bounded_attention", grid, tuple(self.raw(self.initial_scale).tolist()))
+    def grid(self, raw: Tensor, out_size: Sequence[int]) -> Tensor:
+        """The sampling grid of the window that `raw` says: (N, 3) -> (N, H, W, 2)."""
+        return attention_grid(self.windows(raw), out_size)
 
 
 class ColocalisationLocalisation(nn.Sequential):

@@ -149,11 +149,11 @@ def read_records(results_dir: str | Path) -> list[dict[str, Any]]:
 
 def check_unique(records: Iterable[Mapping[str, Any]]) -> None:
     """Raise RecordError when two records claim the same run."""
-    seen: set[RunKey] = set()
+    known: set[RunKey] = set()
     for key in map(run_key, records):
-        if key in seen:
+        if key in known:
             raise RecordError(f"{key}: two records of one run")
-        seen.add(key)
+        known.add(key)
 
 
 def pack_wrong(wrong: np.ndarray) -> dict[str, Any]:

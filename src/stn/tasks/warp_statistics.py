@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stn.data.digit import DIGIT_PX
 from stn.data.streams import Batch
+from stn.tasks.looks import look_through
 from stn.transform import Warped
 from stn.transform.grids import homogeneous_points
 
@@ -52,9 +53,7 @@ def middle_affine(grid: Tensor) -> Tensor:
     """
     height, width = grid.shape[1:3]
     middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
-    points = (
-        homogeneous_points((height, width), grid.dtype, grid.device)[:2].view(2, height, width)[:, *middle].flatten(1)
-    )
+    points = homogeneous_points((height, width), grid)[:2].view(2, height, width)[:, *middle].flatten(1)
     points = points / points.square().sum(1, keepdim=True)
     read = grid[:, *middle].flatten(1, 2).transpose(1, 2)
     return torch.cat([read @ points.T, read.mean(2, keepdim=True)], dim=2)
@@ -132,6 +131,8 @@ class WarpStatistics:
         if batch.src_from_out is not None:
             self.digits.append(batch.digits.cpu())
             self.before.append(batch.src_from_out.cpu())
+
+    look = staticmethod(look_through)
 
     def summary(self) -> dict[str, float]:
         """The metrics; with several transformers each has its own, prefixed st0_, st1_, …

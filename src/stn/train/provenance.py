@@ -15,27 +15,30 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
-    found = {"python": platform.python_version()}
+    named = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            named[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            named[name] = "not installed"
+    return named
 
 
 def arithmetic(net: nn.Module) -> dict[str, str]:
     """How the numbers were computed: the CPU's `instructions` and, of a net that could compute `convolutions` in the
     frequency domain and did or did not, which. To be asked when the net was trained.
     """
-    found = {"instructions": instructions()}
+    how = {"instructions": instructions()}
     ways = {layer.way for layer in net.modules() if isinstance(layer, FrequencyConv2d)} - {None}
-    return found | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
+    return how | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
 
 
 def instructions() -> str:
     """Of the CPU: those that torch's vector kernels use; and bf16 where oneDNN has it in hardware."""
-    return torch.backends.cpu.get_cpu_capability() + (", bf16" if computes_bf16() else "")
+    used = torch.backends.cpu.get_cpu_capability()
+    held_back = used == "AVX2" and torch.cpu.get_capabilities().get("avx512_f")
+    bf16 = ", bf16" if computes_bf16() else ""
+    return used + bf16 + (" of a processor with AVX512, held back" if held_back else "")
 
 
 def computes_bf16() -> bool:

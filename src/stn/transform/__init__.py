@@ -7,6 +7,16 @@ output pixel, where in the input it is read.
 """
 
 from stn.transform.grids import affine3d_grid, affine_grid, attention_grid, homography_grid, projective_grid
+from stn.transform.matrices import (
+    as_matrix,
+    compose,
+    inverse,
+    normalised_from_px,
+    px_from_normalised,
+    theta_from_px,
+    theta_to_px,
+)
+from stn.transform.points import boxes_from_px, boxes_to_px, map_boxes, map_points, points_from_px, points_to_px
 from stn.transform.sampling import sample
 from stn.transform.tps import regular_control_points, tps_grid
 from stn.transform.transformer import (
@@ -26,11 +36,24 @@ __all__ = [
     "Warped",
     "affine3d_grid",
     "affine_grid",
+    "as_matrix",
     "attention_grid",
+    "boxes_from_px",
+    "boxes_to_px",
+    "compose",
     "fixed_attention",
     "homography_grid",
+    "inverse",
+    "map_boxes",
+    "map_points",
+    "normalised_from_px",
+    "points_from_px",
+    "points_to_px",
     "projective_grid",
+    "px_from_normalised",
     "regular_control_points",
     "sample",
+    "theta_from_px",
+    "theta_to_px",
     "tps_grid",
 ]

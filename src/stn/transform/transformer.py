@@ -1,13 +1,15 @@
 """The spatial transformer module (Fig. 2, Sect. 3): localisation net -> theta -> grid -> sampler."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from stn.transform.arguments import check_theta, checked_size
 from stn.transform.grids import affine3d_grid, affine_grid, attention_grid, projective_grid
 from stn.transform.sampling import check_sampler, sample
 from stn.transform.tps import regular_control_points, tps_grid
@@ -21,8 +23,8 @@ class Transformation:
     """
 
     name: str
-    grid: Callable[[Tensor, tuple[int, ...]], Tensor]
-    identity: tuple
+    grid: Callable[[Tensor, Sequence[int]], Tensor]
+    identity: tuple[Any, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -36,11 +38,12 @@ class Transformation:
 
 def fixed_attention(scale: float) -> Transformation:
     """Attention of a fixed isotropic scale: theta (N, 2) is the translation (tx, ty) alone (Sect. 4.3)."""
+    return Transformation(f"attention_{scale:g}", functools.partial(_fixed_attention_grid, scale), (0.0, 0.0))
 
-    def grid(theta: Tensor, out_size: tuple[int, ...]) -> Tensor:
-        return attention_grid(torch.cat([torch.full_like(theta[:, :1], scale), theta], dim=1), out_size)
 
-    return Transformation(f"attention_{scale:g}", grid, (0.0, 0.0))
+def _fixed_attention_grid(scale: float, theta: Tensor, out_size: Sequence[int]) -> Tensor:
+    check_theta("fixed_attention", theta, (2,))
+    return attention_grid(torch.cat([torch.full_like(theta[:, :1], scale), theta], dim=1), out_size)
 
 
 TRANSFORMATIONS = {
@@ -70,17 +73,21 @@ class SpatialTransformer(nn.Module):
     top of it is this module's own: theta = initial theta + W·features + b with W = b = 0 at the start, so that
     training begins at the identity, and weight decay pulls towards it.
 
+    Theta is float32 at least, also where the module is of a narrower type: its start is kept in float64, whatever the
+    module is converted to, so that the identity is exact. The output is of the images' type.
+
     `transformation`: a name in `TRANSFORMATIONS` or a `Transformation`. `out_size` (H', W') or (D', H', W'); None
     keeps the input's size. `initial_theta`, of the transformation's shape, replaces the identity.
     `kernel`, `padding`, `antialias`: see `sample`.
-    Raises: ValueError for an unknown transformation, kernel or padding, or an `initial_theta` of another shape.
+    Raises: ValueError for an unknown transformation, kernel or padding, or an `initial_theta` of another shape;
+    TypeError for a localisation net without `out_features` or an `out_size` that is no sequence of integers.
     """
 
     def __init__(
         self,
         localisation: nn.Module,
         transformation: str | Transformation = "affine",
-        out_size: tuple[int, ...] | None = None,
+        out_size: Sequence[int] | None = None,
         *,
         kernel: str = "bilinear",
         padding: str = "zeros",
@@ -92,26 +99,39 @@ class SpatialTransformer(nn.Module):
             if transformation not in tuple(TRANSFORMATIONS):
                 raise ValueError(f"transformation must be one of {list(TRANSFORMATIONS)}, got {transformation!r}")
             transformation = TRANSFORMATIONS[transformation]
-        initial = torch.tensor(transformation.identity) if initial_theta is None else initial_theta
+        identity = torch.tensor(transformation.identity, dtype=torch.float64)
+        initial = identity if initial_theta is None else initial_theta
         if tuple(initial.shape) != transformation.shape:
             raise ValueError(
                 f"initial_theta of {transformation.name} must have shape {transformation.shape}, "
                 f"got {tuple(initial.shape)}"
             )
         check_sampler(kernel, padding)
+        features = getattr(localisation, "out_features", None)
+        if not isinstance(features, int):
+            raise TypeError(f"the localisation net must have an integer attribute out_features, got {features!r}")
         self.localisation = localisation
-        self.regression = nn.Linear(localisation.out_features, transformation.size)
+        self.regression = nn.Linear(features, transformation.size)
         nn.init.zeros_(self.regression.weight)
         nn.init.zeros_(self.regression.bias)
-        self.register_buffer("initial_theta", initial.float().clone())
+        self.initial_theta: Tensor
+        self.register_buffer("initial_theta", initial.detach().double().clone())
         self.transformation = transformation
-        self.out_size = None if out_size is None else tuple(out_size)
+        self.out_size = None if out_size is None else checked_size("SpatialTransformer", out_size)
         self.kernel, self.padding, self.antialias = kernel, padding, antialias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpatialTransformer":
+        exact = self.initial_theta
+        super()._apply(fn, recurse)
+        if self.initial_theta.dtype != exact.dtype and self.initial_theta.device.type != "mps":  # MPS has no float64
+            self.initial_theta = exact.to(self.initial_theta.device)
+        return self
 
     def theta(self, image: Tensor) -> Tensor:
         """The predicted parameters: image (N, C, H, W) -> (N, *transformation.shape)."""
-        offset = self.regression(self.localisation(image))
-        return self.initial_theta + offset.unflatten(1, self.transformation.shape)
+        offset: Tensor = self.regression(self.localisation(image))
+        dtype = torch.promote_types(offset.dtype, torch.float32)
+        return self.initial_theta.to(dtype) + offset.to(dtype).unflatten(1, self.transformation.shape)
 
     def warp(self, image: Tensor, theta: Tensor | None = None) -> Warped:
         """Output, theta and grid together; a given `theta` takes the place of the localisation net's."""
@@ -134,7 +154,8 @@ class ParallelTransformers(nn.ModuleList):
 
     def warps(self, image: Tensor) -> list[Warped]:
         """What each of them does to image (N, C, H, W)."""
-        return [transformer.warp(image) for transformer in self]
+        transformers: Iterable[Any] = self
+        return [transformer.warp(image) for transformer in transformers]
 
     def forward(self, image: Tensor) -> Tensor:
         """image (N, C, H, W) -> (N, n C, H', W')."""
