@@ -3,8 +3,8 @@
 loop: what Lightning's loop costs, against a bare PyTorch loop of the same steps.
 step: a training step beside a plain eager loop, that loop fed by a DataLoader, and stacks of replicas; the shares of
 its parts; the achieved part of the machine's speed in matrix products.
-precision: the error of whole runs in that precision beside float32, seed by seed, on held-out training digits; only on
-demand, since it trains.
+precision: the error of whole runs in that precision beside float32, seed by seed, on held-out training digits;
+convolutions: the same with those in the frequency domain beside direct ones. Both only on demand, since they train.
 Writes results/bench/<what>_<cpu|cuda>.json; ratios within one run, since machines are shared and noisy.
 """
 
@@ -14,11 +14,13 @@ from types import SimpleNamespace
 
 from experiments.cli import main, one_of
 from experiments.config import compose_run, quoted
+from stn.settings import RunSettings
 
 MODELS = {
     "loop": ["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"],
     "step": ["fcn", "cnn"] + [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")],
     "precision": ["fcn", "cnn", "st_fcn_affine", "st_cnn_affine"],
+    "convolutions": ["cnn"],
 }
 
 
@@ -30,7 +32,7 @@ def bench(settings: dict) -> None:
     one_of(settings, "precision", ("bf16", "tf32"))
     import torch
 
-    from stn.train.provenance import device_name, git_state, versions
+    from stn.train.provenance import device_name, git_state, instructions, versions
 
     if wanted.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA device is here; allowed: cpu")
@@ -48,6 +50,7 @@ def bench(settings: dict) -> None:
             "protocol": wanted.protocol,
             "models": rows,
             "device": device_name(torch.device(wanted.device)),
+            "instructions": instructions(),
             "threads": wanted.threads,
             "versions": versions(),
             "git": git_state(),
@@ -58,14 +61,14 @@ def bench(settings: dict) -> None:
         print(f"wrote {path}")
 
 
-def _loop(settings: dict, wanted: SimpleNamespace) -> dict:
-    from stn.train.benchmark import loop_overhead
+def _loop(settings: RunSettings, wanted: SimpleNamespace) -> dict:
+    from stn.bench.loop import loop_overhead
 
     return loop_overhead(settings, chunks=8, repeats=wanted.repeats)
 
 
-def _step(settings: dict, wanted: SimpleNamespace) -> dict:
-    from stn.train.step_benchmark import measure, peak_flop_per_s, shares, step_flop
+def _step(settings: RunSettings, wanted: SimpleNamespace) -> dict:
+    from stn.bench.step import measure, peak_flop_per_s, shares, step_flop
 
     contenders = measure(settings, tuple(wanted.replicas), wanted.seconds, wanted.repeats)
     flop, peak = step_flop(settings), peak_flop_per_s(wanted.device)
@@ -78,13 +81,19 @@ def _step(settings: dict, wanted: SimpleNamespace) -> dict:
     }
 
 
-def _precision(settings: dict, wanted: SimpleNamespace) -> dict:
-    from stn.train.precision_benchmark import precision_effect
+def _precision(settings: RunSettings, wanted: SimpleNamespace) -> dict:
+    from stn.bench.numbers import precision_effect
 
     return precision_effect(settings, wanted.precision, wanted.seeds)
 
 
-MEASURES = {"loop": _loop, "step": _step, "precision": _precision}
+def _convolutions(settings: RunSettings, wanted: SimpleNamespace) -> dict:
+    from stn.bench.numbers import convolution_effect
+
+    return convolution_effect(settings, wanted.seeds)
+
+
+MEASURES = {"loop": _loop, "step": _step, "precision": _precision, "convolutions": _convolutions}
 
 
 def _rounded(value):

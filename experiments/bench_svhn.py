@@ -20,10 +20,10 @@ def bench_svhn(settings: dict) -> None:
     one_of(settings, "device", ("cpu", "cuda"))
     import torch
 
+    from stn.bench.networks import step_ratios
     from stn.families import network
     from stn.tasks.training import allow_tf32
     from stn.train.provenance import device_name, git_state, versions
-    from stn.train.step_time import step_ratios
 
     torch.set_num_threads(1)
     allow_tf32(False)

@@ -27,6 +27,7 @@ ALLOWED = {
     "trained": {"settings", "results", "saved", "data", "families"},
     "watch": {"settings", "results", "saved", "transform", "nets", "data", "tasks", "trained"},
     "train": {"settings", "results", "saved", "transform", "nets", "data", "tasks", "families", "trained", "watch"},
+    "bench": {"settings", "nets", "data", "transform", "tasks", "families", "train"},
     "many": {"settings", "results", "nets", "families", "train"},
 }
 NO_TORCH = ("validation", "results", "settings")

@@ -193,13 +193,13 @@ def test_reproduce_composes_for_every_table(table, protocol):
     assert load_table(CONF / "table" / f"{table}.yaml").metric == config.table.metric
 
 
-def test_only_the_cnn_adds_in_fewer_steps_and_in_bf16_and_only_at_fast():
+def test_only_the_cnn_adds_in_fewer_steps_and_only_at_fast_and_no_protocol_wants_other_bits_than_all_cpus_have():
     for protocol in PROTOCOLS:
         cnn, fcn = (composed("addition", model, protocol) for model in ("cnn", "st2_fcn_tps"))
         assert (cnn.recipe["steps"] < fcn.recipe["steps"]) == (protocol == "fast")
         assert cnn.recipe | {"steps": 0} == fcn.recipe | {"steps": 0}
-        assert (cnn.precision, fcn.precision) == ("bf16" if protocol == "fast" else "float32", "float32")
-        assert composed("mnist_r", "cnn", protocol).precision == "float32"
+    for protocol in (*PROTOCOLS, "modern"):
+        assert composed("mnist_tc", "cnn", protocol).precision == "float32"
 
 
 # -- environments ---------------------------------------------------------------------------------------------------

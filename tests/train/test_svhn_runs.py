@@ -10,6 +10,7 @@ import torch
 from experiments.config import CONF, compose_run
 from experiments.galleries import warps
 from stn import families
+from stn.bench.networks import step_ratios
 from stn.data.errors import DataError
 from stn.data.svhn import NumberCrops, load_svhn
 from stn.data.svhn_stream import NumberStream
@@ -20,7 +21,6 @@ from stn.results.records import read_record, unpack_wrong
 from stn.results.tables import load_table
 from stn.tasks.classification import cross_entropy
 from stn.train import checkpoints
-from stn.train.step_time import step_ratios
 from tests.tiny import run, unread
 from tests.train.two_steps import train_two_steps
 

@@ -22,12 +22,13 @@ from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
 from stn.train.outcome import outcome
 from stn.train.parallel import check_parallel, part_of, trainer_options
-from stn.train.provenance import arithmetic, device_name, versions
+from stn.train.provenance import arithmetic, cost_of_bf16, device_name, versions
 from stn.train.stack import Stack
 from stn.train.stopped import Interrupted, Stopped
 from stn.watch.snapshots import Snapshots
 from stn.watch.tracking import Tracked, tracking
 
+log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lines, adverts
 
 # These say nothing about a run: it is not over, or the disk or the GPU is full.
@@ -73,6 +74,9 @@ def train(
         provenance = {"versions": versions(), "data_checksums": builts[0].data_checksums}
         with tracking(todo[0], provenance, writes) as tracked, quiet():
             trainer = _trainer(todo[0], checkpoint.parent, tracked.logger, [*saving, *callbacks, *tracked])
+            device = trainer.strategy.root_device
+            if todo[0].precision == "bf16" and (warning := cost_of_bf16(device)):
+                log.warning(warning)
             with _recorded(todo, builts, trainer, tracked) as ended:
                 trainer.fit(program, ckpt_path=usable(checkpoint, program.config_hash), weights_only=True)
                 for module in modules:

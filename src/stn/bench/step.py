@@ -1,4 +1,4 @@
-"""What a training step costs, beside two loops as one would write them without this suite; and where its time goes."""
+"""What a training step costs, beside loops as one would write them without this suite; and where its time goes."""
 
 import copy
 import statistics
@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2 as transforms
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from stn.bench.networks import wait_for
 from stn.families import build
+from stn.nets.frequency import FrequencyConv2d, direct_convolutions
 from stn.nets.layers import InputConv2d
+from stn.nets.mnist import TransformedClassifier
 from stn.tasks.classification import Classification, cross_entropy
 from stn.tasks.training import computing
 from stn.train.memory import keep_freed_memory, return_freed_memory
@@ -46,6 +49,32 @@ def plain_net(net: nn.Module) -> nn.Module:
     return plain
 
 
+class PublicTransformer(nn.Module):
+    """An affine spatial transformer by torch's own grid and sampler, as public implementations have it."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, image: Tensor) -> Tensor:
+        grid = F.affine_grid(self.transformer.theta(image), list(image.shape), align_corners=False)
+        return F.grid_sample(image, grid, align_corners=False)
+
+
+def public_net(net: nn.Module) -> nn.Module:
+    """The network as the paper's text is usually written down in torch. Raises: ValueError for other grids than affine
+    ones, which torch has not.
+    """
+    plain = plain_net(net)
+    if isinstance(net, TransformedClassifier):
+        (transformer,) = plain.transformers
+        if transformer.transformation.name != "affine":
+            raise ValueError(f"torch has no grid for {transformer.transformation.name}")
+        plain.transformers = PublicTransformer(transformer)
+        plain.pool = nn.AvgPool2d(net.pool.block) if hasattr(net.pool, "block") else nn.Identity()
+    return plain
+
+
 class _Pictures(Dataset):
     """MNIST, one picture at a time, rotated by torchvision's transform, as most training scripts feed it."""
 
@@ -70,7 +99,8 @@ class _Pictures(Dataset):
 class Contenders:
     """Ways to train one cell; each is a function () that does one step of one replica or of a whole stack.
 
-    Ours are in the `precision` of the settings, the others in float32.
+    Ours are in the `precision` of the settings, the others in float32. "direct": ours without the frequency domain.
+    "public layers": torch's own, fed by a DataLoader with images that were distorted once.
     """
 
     def __init__(self, settings: dict, replicas: tuple[int, ...]) -> None:
@@ -81,6 +111,10 @@ class Contenders:
         self._add("plain loop", self._plain(self._batches()), 1)
         if settings.task.name == "mnist_r":
             self._add("plain loop, DataLoader", self._plain(self._loader()), 1)
+        if any(isinstance(layer, FrequencyConv2d) for layer in self._module().net.modules()):
+            self._add("direct", self._direct(), 1)
+        if settings.model.name in ("fcn", "cnn", "st_fcn_affine", "st_cnn_affine"):
+            self._add("public layers", self._plain(self._fixed(), public_net), 1)
         for n in replicas:
             self._add(f"stack of {n}", self._stacked(n), n)
 
@@ -89,8 +123,7 @@ class Contenders:
 
     def time_s(self, name: str, n: int) -> float:
         """Seconds per step of n steps; plain loops run with the memory allocator as it is by default."""
-        (return_freed_memory if name.startswith("plain") else keep_freed_memory)()
-        _time_s(self.steps[name], 1)
+        (return_freed_memory if name.startswith(("plain", "public")) else keep_freed_memory)()
         return _time_s(self.steps[name], n)
 
     def _module(self, seed: int = 0) -> Classification:
@@ -114,6 +147,15 @@ class Contenders:
 
         return step
 
+    def _direct(self) -> Callable[[], None]:
+        step = self._own()
+
+        def direct() -> None:
+            with direct_convolutions():
+                step()
+
+        return direct
+
     def _stacked(self, n: int) -> Callable[[], None]:
         stack = Stack([self._module(seed) for seed in range(n)])
         stack.to(stack.replicas[0].device)
@@ -134,9 +176,18 @@ class Contenders:
             for images, labels in loader:
                 yield images.to(module.device), labels.to(module.device)
 
-    def _plain(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Callable[[], None]:
+    def _fixed(self, batches: int = 20) -> Iterator[tuple[Tensor, Tensor]]:
         module = self._module()
-        net = plain_net(module.net).to(memory_format=torch.contiguous_format)
+        drawn = [module.draw_batch() for _ in range(batches)]
+        fixed = TensorDataset(*(torch.cat([getattr(b, name) for b in drawn]).cpu() for name in ("images", "labels")))
+        loader = DataLoader(fixed, self.settings.recipe["batch_size"], shuffle=True, drop_last=True)
+        while True:
+            for images, labels in loader:
+                yield images.to(module.device), labels.to(module.device)
+
+    def _plain(self, batches: Iterator[tuple[Tensor, Tensor]], made: Callable = plain_net) -> Callable[[], None]:
+        module = self._module()
+        net = made(module.net).to(memory_format=torch.contiguous_format)
         recipe = module.recipe
         make = torch.optim.SGD if recipe.optimiser.name == "sgd" else torch.optim.AdamW
         optimiser = make(net.parameters(), lr=recipe.optimiser.lr, weight_decay=recipe.optimiser.weight_decay)
@@ -189,8 +240,6 @@ def shares(settings: dict, repeats: int = 9) -> dict[str, float]:
         parts["classifier"] = lambda: net(images).sum().backward()
     cross_entropy(net(images), module.draw_batch().labels).backward()
     parts["optimiser"] = optimiser.step
-    for part in parts.values():
-        _time_s(part, 2)
     return {name: 1000 * statistics.median(_time_s(part, 3) for _ in range(repeats)) for name, part in parts.items()}
 
 
@@ -206,20 +255,20 @@ def step_flop(settings: dict) -> int:
 def peak_flop_per_s(device: str, repeats: int = 5) -> float:
     """The machine's speed in a large float32 matrix product, with the threads that torch uses now."""
     a = torch.rand(MATRIX_SIDE, MATRIX_SIDE, device=device)
-    _time_s(lambda: a @ a, 1)
-    return 2 * MATRIX_SIDE**3 / min(_time_s(lambda: a @ a, 1) for _ in range(repeats))
+    return 2 * MATRIX_SIDE**3 / min(_time_s(lambda: a @ a, 1) for _ in range(repeats + 1))
 
 
 def _time_s(step: Callable[[], object], n: int) -> float:
-    """Seconds per call."""
-    _wait()
-    started = time.perf_counter()
+    """Seconds per call, after one that does not count.
+
+    With one thread on a CPU, those that the process computed: who else uses the machine does not count.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    clock = time.perf_counter if device.type == "cuda" or torch.get_num_threads() > 1 else time.process_time
+    step()
+    wait_for(device)
+    started = clock()
     for _ in range(n):
         step()
-    _wait()
-    return (time.perf_counter() - started) / n
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for(device)
+    return (clock() - started) / n

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stn.bench.networks import wait_for
 from stn.data.seeds import stream_seed
 from stn.families import build
 from stn.tasks.classification import Classification
 from stn.tasks.training import CHUNK_STEPS
-from stn.train.step_time import wait_for
 
 
 def loop_overhead(settings: dict, chunks: int, repeats: int) -> dict:

@@ -1,7 +1,7 @@
 import pytest
 
+from stn.bench.numbers import convolution_effect, precision_effect
 from stn.data.mnist import Digits
-from stn.train.precision_benchmark import precision_effect
 from tests.tiny import SGD, STEP, run
 
 
@@ -27,3 +27,15 @@ def test_a_run_that_diverged_has_no_error_and_a_cpu_no_tf32(toy_mnist, settings_
     assert found["difference_pct"] == []
     with pytest.raises(ValueError, match="TF32"):
         precision_effect(settings, "tf32", seeds=1)
+
+
+def test_the_effect_of_the_frequency_domain_is_none_where_it_is_not_taken(toy_mnist, settings_of, monkeypatch):
+    monkeypatch.setattr("stn.families.mnist.holdout", lambda train: (train, toy_mnist["test"]))
+    asked = []
+    monkeypatch.setattr("stn.nets.frequency.pays", lambda *sizes: asked.append(sizes) or True)
+    found = convolution_effect(settings_of("mnist_r", "st_fcn_affine", steps=10), seeds=1)
+    assert found["difference_pct"] == [0]
+    assert asked == []
+    found = convolution_effect(settings_of("mnist_r", "cnn", steps=10), seeds=1)
+    assert found.keys() == {"direct", "frequency", "difference_pct"}
+    assert asked
