@@ -41,8 +41,10 @@ class Rendered(NamedTuple):
 
 
 def dashboard(wanted: dict) -> None:
-    tables = list(rendered(Path(wanted["results_dir"])))
-    for url in create(wanted["wandb"]["entity"], wanted["wandb"]["project"], tables):
+    entity, project = (wanted["wandb"][name] for name in ("entity", "project"))
+    if not isinstance(project, str):
+        raise ValueError(f"wandb.project must be a name, got {project!r}")
+    for url in create(entity, project, list(rendered(Path(wanted["results_dir"])))):
         print(url)
 
 

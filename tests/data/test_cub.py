@@ -286,7 +286,7 @@ def test_the_archive_of_the_users_is_checked_and_unpacked(standin, tmp_path, mon
 def test_without_any_source_it_says_what_to_put_where(tmp_path):
     with pytest.raises(DataError, match=r"CUB_200_2011\.tgz.*97eceeb196236b17998738112f37df78"):
         prepare_cub(tmp_path)
-    with pytest.raises(DataError, match=r"is not in .*: run `python -m experiments\.prepare cub` first"):
+    with pytest.raises(DataError, match=r"is not in .*: run `python -m experiments\.prepare dataset=cub` first"):
         load_cub(tmp_path, "train", 256)
     with pytest.raises(ValueError, match="split must be one of"):
         load_cub(tmp_path, "val", 256)

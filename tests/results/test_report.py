@@ -253,7 +253,7 @@ def test_sweeps_show_what_differed_beside_what_came_of_it(project, record):
 
 
 def test_a_folder_that_is_not_there_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report", "--results-dir", str(tmp_path / "nowhere")])
+    monkeypatch.setattr(sys, "argv", ["report", f"results_dir={tmp_path / 'nowhere'}"])
     with pytest.raises(SystemExit) as stopped:
         main(verb.report)
     assert stopped.value.code == 2

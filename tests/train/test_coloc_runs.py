@@ -16,6 +16,7 @@ from stn.results.records import read_record, unpack_wrong
 from stn.settings import RunSettings
 from stn.tasks.colocalisation import Colocalisation, iou
 from stn.train import checkpoints
+from stn.train.stopped import Interrupted
 from tests.tiny import run, unread
 
 CANVAS = 48
@@ -135,7 +136,7 @@ def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(
         if steps >= 20:
             raise SystemError("interrupted")
 
-    with pytest.raises(SystemError):
+    with pytest.raises(Interrupted, match="interrupted"):
         run(settings, progress=stop)
     monkeypatch.setattr(Colocalisation, "begin", lambda self: pytest.fail("searched again"))
     seen = []

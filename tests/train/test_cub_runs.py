@@ -23,6 +23,7 @@ from stn.results.tables import load_table
 from stn.settings import RunSettings
 from stn.tasks.birds import BirdClassification
 from stn.train import checkpoints
+from stn.train.stopped import Interrupted
 from tests.tiny import run, unread
 from tests.train.two_steps import train_two_steps
 
@@ -109,7 +110,7 @@ def test_an_interrupted_run_ends_at_the_same_numbers_with_dropout_too(monkeypatc
         if steps == 100:
             raise RuntimeError("stopped here")
 
-    with pytest.raises(RuntimeError, match="stopped here"):
+    with pytest.raises(Interrupted, match="stopped here"):
         run(settings, progress=stop)
     seen = []
     resumed = run(settings, progress=seen.append)

@@ -21,6 +21,7 @@ from stn.results.records import read_record, record_path, unpack_wrong
 from stn.tasks import classification
 from stn.train import checkpoints
 from stn.train.outcome import CURVE_POINTS, thinned
+from stn.train.stopped import Interrupted
 from tests.tiny import SGD, STEP, run
 
 CANVAS = {"mnist_r": 28, "mnist_rts": 42, "mnist_p": 28, "mnist_e": 28, "mnist_tc": 60}
@@ -197,14 +198,15 @@ def test_a_transformer_that_looks_past_the_image_is_recorded_as_collapsed(monkey
     assert "0.0% of a sampling grid lies inside the image" in record["reason"]
 
 
-def test_an_error_in_training_is_recorded_and_raised(toy_mnist, settings_of):
+def test_an_error_in_training_is_recorded_and_raised(monkeypatch, toy_mnist, settings_of):
     settings = settings_of("mnist_r", "fcn")
 
-    def stop(steps):
+    def fail(module):
         raise RuntimeError("no room\nfor more")
 
+    monkeypatch.setattr(classification.Classification, "batch_loss", fail)
     with pytest.raises(RuntimeError, match="no room"):
-        run(settings, progress=stop)
+        run(settings)
     record = record_of(settings)
     assert record["status"] == "failed"
     assert record["reason"] == "RuntimeError: no room for more"
@@ -269,7 +271,7 @@ def interrupt(settings, at):
         if steps >= at:
             raise SystemError("interrupted")
 
-    with pytest.raises(SystemError, match="interrupted"):
+    with pytest.raises(Interrupted, match="interrupted"):
         run(settings, progress=stop)
     assert (folder_of(settings) / "last.ckpt").exists()
 

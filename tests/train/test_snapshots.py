@@ -10,6 +10,7 @@ from experiments.galleries import upright, warps
 from stn.families import build
 from stn.train import checkpoints
 from stn.train.run import train
+from stn.train.stopped import Interrupted
 from stn.watch.snapshots import EXAMPLES, FILE, SNAPSHOTS, Snapshots, _chosen
 from tests.tiny import run
 
@@ -59,7 +60,7 @@ def test_an_interrupted_run_keeps_the_snapshots_of_an_uninterrupted_one(monkeypa
         if steps >= 150:
             raise SystemError("interrupted")
 
-    with pytest.raises(SystemError):
+    with pytest.raises(Interrupted, match="interrupted"):
         run(settings, progress=stop)
     seen = []
     run(settings, progress=seen.append)

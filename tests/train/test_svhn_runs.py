@@ -21,6 +21,7 @@ from stn.results.records import read_record, unpack_wrong
 from stn.results.tables import load_table
 from stn.tasks.classification import cross_entropy
 from stn.train import checkpoints
+from stn.train.stopped import Interrupted
 from tests.tiny import run, unread
 from tests.train.two_steps import train_two_steps
 
@@ -126,7 +127,7 @@ def test_an_interrupted_run_with_dropout_ends_at_the_numbers_of_an_uninterrupted
     def stop(steps):
         raise SystemError("interrupted")
 
-    with pytest.raises(SystemError, match="interrupted"):
+    with pytest.raises(Interrupted, match="interrupted"):
         run(settings, progress=stop)
     assert (settings.folder / "last.ckpt").exists()
     seen = []

@@ -82,20 +82,22 @@ def _anywhere(seen: str) -> str:
 
 def read(out: Path) -> dict[str, list[dict]]:
     path = out / "faults.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write(out: Path, found: dict[str, list[dict]]) -> None:
     """The counts as JSON, and as the table between the marks of the page, if there is one."""
-    (out / "faults.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    (out / "faults.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = out / "faults.md"
     if not page.exists():
         return
     lines = ["| fault | how it is made | times | what happened | what the user sees |", "|:--|:--|--:|:--|:--|"]
     for row in (row for rows in found.values() for row in rows):
         lines.append("| " + " | ".join(str(value).replace("|", "\\|") for value in row.values()) + " |")
-    before, _, rest = page.read_text().partition(START)
-    page.write_text(before + START + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2])
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    page.write_text(
+        before + START + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.partition(END)[2], encoding="utf-8"
+    )
 
 
 # -- kill -9 --------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def two_at_once(folder: Path, digits: Path, chance: random.Random) -> tuple[list
     second = Child(folder, count_trainings, folder / "two.txt", reproduce, digits)
     ended = first.wait(), second.wait()
     files = [path for path in (folder / "one.txt", folder / "two.txt") if path.exists()]
-    return [line for path in files for line in path.read_text().splitlines()], *ended
+    return [line for path in files for line in path.read_text(encoding="utf-8").splitlines()], *ended
 
 
 def count_trainings(file: Path, task: Callable, *arguments) -> None:

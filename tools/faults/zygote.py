@@ -55,8 +55,8 @@ class Child:
         self.process.kill()
         self.process.join()
         if hangs:
-            raise TimeoutError(f"still running after {PATIENCE_S} s: {self.said.read_text()}")
-        return Ended(self.process.exitcode, self.said.read_text(), time.monotonic() - self.started)
+            raise TimeoutError(f"still running after {PATIENCE_S} s: {self.said.read_text(encoding='utf-8')}")
+        return Ended(self.process.exitcode, self.said.read_text(encoding="utf-8"), time.monotonic() - self.started)
 
 
 def _start(folder: Path, said: Path, task: Callable, arguments: tuple) -> None:

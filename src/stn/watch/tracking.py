@@ -189,7 +189,7 @@ def options(run: RunSettings, config: Mapping[str, Any]) -> dict[str, Any]:
         "entity": wandb.entity,
         "mode": wandb.mode,
         "name": None if by_agent else str(key),
-        "id": None if by_agent else hashlib.sha256(identity.encode()).hexdigest()[:12],
+        "id": os.environ.get("WANDB_RUN_ID") if by_agent else hashlib.sha256(identity.encode()).hexdigest()[:12],
         "resume": None if by_agent else "allow",
         "dir": str(_made(run.folder)),
         "group": wandb.group or default_group(key, run.data),
