@@ -30,19 +30,15 @@ def explain(error: Exception, config: str = "train") -> str | None:
 
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config(error, config)
-    if isinstance(error, OSError):
-        return _explain_file(error)
-    if isinstance(error, DataError | ValueError | Busy):
-        return " ".join(str(error).split())
+    if isinstance(error, OSError | DataError | ValueError | Busy):
+        return " ".join(str(error).split()) + (_remedy(error) or _remedy(error.__cause__))
     return None
 
 
-def _explain_file(error: OSError) -> str:
-    """What the system says of a file, and the remedy where it is known."""
-    line = " ".join(str(error).split())
-    if remedy := REMEDIES.get(error.errno):
-        line = f"{line}; {remedy}, then give the same command again"
-    return line
+def _remedy(error: BaseException | None) -> str:
+    """What to do about an error of the file system, where it is known."""
+    remedy = REMEDIES.get(error.errno) if isinstance(error, OSError) else None
+    return f"; {remedy}, then give the same command again" if remedy else ""
 
 
 def _explain_config(error: Exception, config: str) -> str:

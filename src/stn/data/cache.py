@@ -42,7 +42,9 @@ def make_cache(
             fresh = temporary / "fresh"
             fresh.mkdir()
             manifest = {"source": source, **write(fresh)}
-            files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in fresh.iterdir()}
+            files = {
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(fresh.iterdir())
+            }
             (fresh / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n", encoding="utf-8")
             with suppress(FileNotFoundError):
                 os.rename(folder, temporary / "old")

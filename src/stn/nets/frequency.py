@@ -202,11 +202,13 @@ class FrequencyConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
-        self.way: str | None = None  # which the latest image took
+        self.way: str | None = None  # which the latest images of training took
 
     def forward(self, image: Tensor) -> Tensor:
-        self.way = "frequency" if by_frequency(image, self.weight) else "direct"
-        if self.way == "frequency":
+        by_products = by_frequency(image, self.weight)
+        if torch.is_grad_enabled():
+            self.way = "frequency" if by_products else "direct"
+        if by_products:
             return FrequencyConvolution.apply(image, self.weight, self.bias)[0]
         return super().forward(image)
 
