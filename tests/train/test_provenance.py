@@ -26,6 +26,10 @@ def test_versions_are_those_installed(monkeypatch):
 def test_which_way_convolutions_went_and_with_which_instructions():
     assert arithmetic(Fcn((1, 42, 42), (8, 64))).keys() == {"instructions"}
     net = Cnn((1, 42, 42), (8, 64))
+    with torch.no_grad():
+        net(torch.rand(1, 1, 42, 42))
+    assert "convolutions" not in arithmetic(net)  # how it was tested is not how it was trained
+    net(torch.rand(1, 1, 42, 42))
     assert arithmetic(net)["convolutions"] == "direct"
     net = Cnn((1, 42, 42), (64, 64))
     net(torch.rand(64, 1, 42, 42))
