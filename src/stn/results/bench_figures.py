@@ -18,8 +18,8 @@ LINES = {"direct_ms": "direct", "ms": "in the frequency domain where it pays"}
 
 def growth_figure(path: str | Path, record: Mapping[str, Any]) -> Path:
     """A panel per what grows: time of a step of the CNN (left axis, ms), and its arithmetic (right axis, GFLOP)."""
-    figure = Figure(figsize=(WIDTH_INCHES, 3.4), layout="constrained")
-    figure.suptitle(f"Forward and backward pass, CNN with 64 filters, {record['device']}, {record['instructions']}")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.6), layout="constrained")
+    figure.suptitle(f"Forward and backward pass, CNN with 64 filters\n{record['device']}, {record['instructions']}")
     for ax, (what, label) in zip(figure.subplots(1, len(SIZES)), SIZES.items(), strict=True):
         rows = record["models"]["cnn"][what]
         sizes = [row["size"] for row in rows]
@@ -35,5 +35,5 @@ def growth_figure(path: str | Path, record: Mapping[str, Any]) -> Path:
         arithmetic.set_ylabel("GFLOP", color="#888888")
         if what == "canvas":
             handles = [*ax.lines, *arithmetic.lines]
-            ax.legend(handles, [line.get_label() for line in handles], fontsize=7, loc="upper left")
+            figure.legend(handles, [line.get_label() for line in handles], loc="outside lower center", ncols=3)
     return save(figure, path)
