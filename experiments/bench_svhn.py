@@ -1,33 +1,29 @@
-"""Measure the speed claim of Sect. 4.2, ST-CNN against CNN: python -m experiments.bench_svhn [--task svhn_64]
+"""Measure the speed claim of Sect. 4.2, ST-CNN against CNN: python -m experiments.bench_svhn
 
 The paper: ST-CNN Multi is 6 % slower than the CNN, forward and backward. Writes results/bench/<task>_<cpu|cuda>.json;
 ratios within one run, since machines are shared and noisy. Networks of the paper's width, no data needed.
 """
 
-import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
-from experiments.cli import main
+from experiments.cli import main, one_of
 from experiments.config import compose_run
 
 MODELS = ("svhn_cnn", "svhn_st_single", "svhn_st_multi")
 
 
-def bench_svhn() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["svhn_64", "svhn_128"], default="svhn_64")
-    parser.add_argument("--batch-size", type=int, default=8, help="the paper's is 128; a GPU takes that")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--results-dir", default="results")
-    wanted = parser.parse_args()
+def bench_svhn(settings: dict) -> None:
+    wanted = SimpleNamespace(**settings)
+    one_of(settings, "task", ("svhn_64", "svhn_128"))
+    one_of(settings, "device", ("cpu", "cuda"))
     import torch
 
+    from stn.bench.networks import step_ratios
     from stn.families import network
     from stn.tasks.training import allow_tf32
     from stn.train.provenance import device_name, git_state, versions
-    from stn.train.step_time import step_ratios
 
     torch.set_num_threads(1)
     allow_tf32(False)
@@ -48,7 +44,7 @@ def bench_svhn() -> None:
     }
     path = Path(wanted.results_dir) / "bench" / f"{wanted.task}_{wanted.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
 
 

@@ -1,9 +1,7 @@
-"""Measure grid and sampler, forward and backward, beside kornia's and plain torch's for the same warp, in one run.
+"""Measure grid and sampler beside kornia's and plain torch's: python -m experiments.bench_transform
 
-    python -m experiments.bench_transform      # -> results/bench/transform_cpu.json
-
-Times are of one thread's own processor time, the least of interleaved repeats. `saved_mb`: what is held between the
-forward and the backward pass. kornia is no part of the set-up: `pip install -e '.[dev]'`.
+Forward and backward, the same warp, in one run; writes results/bench/transform_cpu.json. Times are of one thread's own
+processor time, the least of interleaved repeats. `saved_mb`: what is held between the two passes.
 """
 
 import json
@@ -17,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.cli import main
 from stn.train.provenance import device_name
 from stn.transform import (
     TRANSFORMATIONS,
@@ -29,8 +28,6 @@ from stn.transform import (
 )
 
 SHAPES = ((128, 1, 28), (128, 1, 60), (4, 3, 224))  # batch, channels, px
-REPEATS = 5
-PATH = Path(__file__).parents[1] / "results" / "bench" / "transform_cpu.json"
 
 Warp = Callable[[Tensor, Tensor], Tensor]
 
@@ -81,14 +78,14 @@ def saved_mb(warp: Warp, image: Tensor, theta: Tensor) -> float:
         return sum(storages.values()) / 1e6 if out.requires_grad else 0.0
 
 
-def measure(name: str, batch: int, channels: int, px: int) -> list[dict]:
+def measure(name: str, batch: int, channels: int, px: int, repeats: int) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     identity = torch.tensor(TRANSFORMATIONS[name].identity)
     theta = identity + 0.05 * torch.randn(batch, *identity.shape, generator=generator)
     image = torch.rand(batch, channels, px, px, generator=generator)
     theta, image = theta.requires_grad_(), image.requires_grad_()
     best: dict[str, list[float]] = {}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for who, warp in WARPS[name].items():
             times = best.setdefault(who, [float("inf")] * 2)
             for i, run in enumerate((warp, lambda image, theta, warp=warp: step(warp, image, theta))):
@@ -111,15 +108,18 @@ def measure(name: str, batch: int, channels: int, px: int) -> list[dict]:
     ]
 
 
-def main() -> None:
+def bench_transform(settings: dict) -> None:
     torch.set_num_threads(1)
-    rows = [row for name in WARPS for shape in SHAPES for row in measure(name, *shape)]
+    rows = [row for name in WARPS for shape in SHAPES for row in measure(name, *shape, settings["repeats"])]
     versions = {"torch": torch.__version__, "kornia": kornia.__version__}
     result = {"processor": device_name(torch.device("cpu")), "threads": 1, **versions, "rows": rows}
-    PATH.write_text(json.dumps(result, indent=1) + "\n")
+    path = Path(settings["results_dir"]) / "bench" / "transform_cpu.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         print(*row.values(), sep="\t")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    main()
+    main(bench_transform)

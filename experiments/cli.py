@@ -1,47 +1,65 @@
-"""What all verbs share: user errors end in one line that says what is allowed, never in a traceback."""
+"""The command line that all verbs share: key=value, --help, -v; a user's error ends in one line, not in a traceback."""
 
-import difflib
-import errno
 import functools
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import CONF, compose_config, options
+from experiments.config import CONF, compose_config, keys, options, quoted, resolved
+from experiments.errors import explain
 
-PLUGINS = {  # which of hydra's there may be
-    "launcher": "pip install -e '.[sweeps]' brings joblib, submitit_local and submitit_slurm, '.[ray]' brings ray",
-    "sweeper": "experiments.sweep searches with Optuna",
-}
-
-
-REMEDIES = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room, your quota is used up",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EACCES: "make that folder writable, or choose another",
-    errno.EROFS: "make that file system writable, or choose another",
-}
+OVERRIDE = re.compile(r"[+~]{0,2}[\w./@:]+=|~")
+CONFIGURED = ("reproduce", "sweep")  # these take the composed config itself, whose groups they read
+PATHS = ("pack", "merge", "out", "readme", "weights")  # and all that end in _dir
+KINDS = {bool: "true or false", int: "an integer", float: "a number", list: "a list, as [a,b]", str: "a name"}
 
 
-def main(verb: Callable[[], None], config: str = "train") -> None:
-    """Runs a verb; an error that the user can mend becomes one line on stderr and exit status 2.
-
-    `config` is the file of conf/ that the verb's overrides concern. `-v` on the command line shows the traceback.
-    """
-    verbose = "-v" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "-v"]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra raises instead of printing its own several lines
+def main(verb: Callable[..., Any]) -> None:
+    """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line."""
+    name, arguments = verb.__name__, sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        print(help_text(sys.modules[verb.__module__].__doc__, name))
+        return
+    verbose = "-v" in arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another in its place
+        stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO if verbose else logging.ERROR)
+    with errors_in_a_line(name, verbose):
+        flags, overrides = command_line([argument for argument in arguments if argument != "-v"], name)
+        if flags:
+            raise ValueError(f"{flags[0]!r} is not key=value; --help lists the keys")
+        elif name == "train":  # whose settings may have several values
+            verb(overrides)
+        elif name in CONFIGURED:
+            verb(compose_config(name, overrides))
+        else:
+            wanted = named(compose_config(name, overrides), name)
+            check_kinds(wanted, keys(name))
+            verb(wanted)
+
+
+@contextmanager
+def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[None]:
+    """An error that the user can mend becomes one line on stderr and exit status 2, unless `verbose`.
+
+    `config` is the file of conf/ that the verb's overrides concern.
+    """
     try:
-        verb()
+        yield
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")
+    except BrokenPipeError:  # whoever reads has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         line = explain(error, config)
         if line is None or verbose:
@@ -49,89 +67,94 @@ def main(verb: Callable[[], None], config: str = "train") -> None:
         _stop(line)
 
 
-def job(function: Callable) -> Callable:
-    """For a `hydra.main` job: a user's error in a single run ends here, before hydra adds lines of its own.
-
-    In a multirun it is raised on, so that the other jobs go on.
-    """
-
-    @functools.wraps(function)
-    def wrapped(config):
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        try:
-            return function(config)
-        except Exception as error:
-            line = explain(error)
-            single = HydraConfig.get().mode == RunMode.RUN
-            if line is None or not single or logging.getLogger().isEnabledFor(logging.INFO):
-                raise
-            _stop(line)
-
-    return wrapped
-
-
 def _stop(line: str) -> None:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
 
-def explain(error: Exception, config: str = "train") -> str | None:
-    """One line for an error that the user can mend; None for one that is a bug."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from stn.data.errors import DataError
-    from stn.train.stopped import Busy
-
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _explain_config(error, config)
-    if isinstance(error, OSError):
-        return _explain_file(error)
-    if isinstance(error, DataError | ValueError | Busy):
-        return " ".join(str(error).split())
-    return None
+def named(config: DictConfig, name: str) -> dict:
+    """The settings of conf/<name>.yaml, resolved, with the names of its groups' options in their place."""
+    OmegaConf.set_struct(config, False)  # a group without an option has no key yet
+    chosen = {group: config[group].name if group in config else None for group in described(name)[0]}
+    return resolved(OmegaConf.merge(config, chosen))
 
 
-def _explain_file(error: OSError) -> str:
-    """What the system says of a file, and the remedy where it is known."""
-    line = " ".join(str(error).split())
-    if remedy := REMEDIES.get(error.errno):
-        line = f"{line}; {remedy}, then give the same command again"
-    return line
+def command_line(arguments: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Flags, and the overrides of conf/<name>.yaml as hydra's grammar reads them.
+
+    A folder is taken as it is written, whatever signs are in its
+    name; one that is not given is the checkout's, wherever the command is given.
+    """
+    flags = [argument for argument in arguments if not OVERRIDE.match(argument)]
+    overrides = [_literal_path(argument) for argument in arguments if OVERRIDE.match(argument)]
+    root = CONF.parent
+    if Path.cwd() != root:
+        given = {override.partition("=")[0] for override in overrides}
+        usual = {key: value for key, value in keys(name).items() if value and _is_path(key) and key not in given}
+        overrides += [f"{key}={quoted(str(root / value))}" for key, value in usual.items()]
+    return flags, overrides
 
 
-def _explain_config(error: Exception, config: str) -> str:
-    """Which group, option or key was wrong, and which there are."""
-    message = " ".join(str(error).split())
-    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message):
-        return f"hydra/{found[1]}={found[2]} is not installed; {PLUGINS[found[1]]}"
-    if found := re.search(r"Could not find '(\w+)/([^']*)'", message):
-        group, option = found.groups()
-        return f"{group}={option} does not exist; allowed: {', '.join(options(group))}"
-    if found := re.search(r"You must specify '(\w+)'", message):
-        group = found[1]
-        return f"{group}=… is missing; allowed: {', '.join(options(group))}"
-    if found := re.search(r"Interpolation key 'protocol\.(\w+)' not found", message):
-        having = [
-            name for name in options("protocol") if found[1] in OmegaConf.load(CONF / "protocol" / f"{name}.yaml")
-        ]
-        return f"this protocol says nothing about {found[1]} tasks; allowed: protocol={', '.join(having)}"
-    if found := re.search(r"Could not override '([\w.]+)'", message):
-        return _explain_key(found[1], config)
-    return message
+def _is_path(key: str) -> bool:
+    return key.endswith("_dir") or key in PATHS
 
 
-def _explain_key(key: str, config: str) -> str:
-    """An unknown setting: the settings beside it, or the groups when it is a first name."""
-    parent, _, name = key.rpartition(".")
-    groups = {"train": ["task=mnist_r", "model=fcn"], "sweep": ["sweep=localiser"]}  # those without a usual choice
-    node = OmegaConf.to_container(compose_config(config, groups.get(config, [])))
-    for part in parent.split(".") if parent else []:
-        node = node.get(part, {}) if isinstance(node, dict) else {}
-    allowed = sorted(node) if isinstance(node, dict) else []
-    close = difflib.get_close_matches(name, allowed, 1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    where = f" in {parent}" if parent else ""
-    return f"there is no setting {name!r}{where}{hint}; allowed: {', '.join(allowed) or f'none, see {CONF.name}/'}"
+def _literal_path(override: str) -> str:
+    key, _, value = override.partition("=")
+    plain = value[:1] not in ("'", '"', "") and value != "null"
+    return f"{key}={quoted(value)}" if plain and _is_path(key) else override
+
+
+def check_kinds(wanted: dict, usual: dict, within: str = "") -> None:
+    """Raises: ValueError for a value of another kind than its usual one; a name may stand for a list of one."""
+    for key, value in usual.items():
+        given, kind = wanted[key], type(value)
+        if isinstance(value, str) and value.startswith("${"):  # of whatever kind that is
+            continue
+        if isinstance(value, dict):
+            check_kinds(given, value, f"{within}{key}.")
+        elif kind is list and isinstance(given, str):
+            wanted[key] = [given]
+        elif value is not None and kind is not type(given) and not (kind is float and type(given) is int):
+            raise ValueError(f"{within}{key} must be {KINDS[kind]}, got {given!r}")
+
+
+def one_of(wanted: dict, key: str, allowed: Collection[str]) -> str:
+    """wanted[key]. Raises: ValueError when it is none of those allowed."""
+    if wanted[key] not in allowed:
+        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {wanted[key]!r}")
+    return wanted[key]
+
+
+def help_text(doc: str, name: str) -> str:
+    """What a verb does, its groups with their options, and its keys with their usual values, as conf/ explains them."""
+    groups, explained = described(name)
+    parts = [doc.strip(), "Keys, as key=value, with their usual values:", "\n".join(explained.values())]
+    if groups:
+        fill = functools.partial(textwrap.fill, width=118, initial_indent="  ", subsequent_indent="      ")
+        chosen = [fill(f"{group}={usual}: {', '.join(options(group))}") for group, usual in groups.items()]
+        parts[1:1] = ["Groups, as group=option (options are files of conf/):", "\n".join(chosen)]
+    parts.append("-v shows the traceback of an error. Folders are those of the checkout unless given.")
+    return "\n\n".join(parts)
+
+
+def described(name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Of conf/<name>.yaml and those that it builds on: groups with their usual options; keys with their lines."""
+    import yaml
+
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+    groups, explained, comment = {}, {}, ""
+    for entry in yaml.safe_load(text).get("defaults", []):
+        if isinstance(entry, dict):
+            groups |= {g: (usual or "null").replace("???", "…") for g, usual in entry.items() if " " not in g}
+        elif entry != "_self_":
+            inherited = described(entry)
+            groups, explained = groups | inherited[0], inherited[1]
+    head = re.match(r"(#.*\n)*", text).end()
+    for block in re.split(r"\n(?=\S)", text[head:].strip()):
+        key, lines = block.partition(":")[0], textwrap.indent(comment + block.rstrip(), "  ")
+        comment = f"{block}\n" if block.startswith("#") else ""
+        if not comment and key not in ("defaults", "hydra"):
+            explained.pop(key, None)
+            explained[key] = lines
+    return groups, explained

@@ -1,13 +1,13 @@
 """Composes the settings of one run from conf/, without starting it."""
 
+import re
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from stn.settings import RunSettings, run_settings
 
+OF_THE_COMMAND = ("launcher", "workers", "sweep", "storage")  # how many runs are trained, and where
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -16,7 +16,7 @@ def compose_run(overrides: list[str]) -> RunSettings:
 
     Raises: hydra's and omegaconf's errors for an unknown group, option or key; ValueError for a value that cannot be.
     """
-    return run_settings(resolved(compose_config("train", overrides)))
+    return run_settings(of_run(compose_config("train", overrides)))
 
 
 def run_of(config: DictConfig) -> RunSettings:
@@ -26,12 +26,17 @@ def run_of(config: DictConfig) -> RunSettings:
     that it never overwrites, or slips into, the records that the tables are made from.
     Raises: ValueError for a setting of the protocol that was changed and that this run does not read.
     """
-    composed = resolved(config)
+    composed = of_run(config)
     run = run_settings(composed)
     groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
-    plain = resolved(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
+    plain = of_run(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
     refuse_unread(composed, plain, run)
     return run if run.hash == run_settings(plain).hash else run.variant()
+
+
+def of_run(config: DictConfig) -> dict:
+    """The keys of conf/train.yaml, or of one that builds on it, that concern each run, resolved."""
+    return {name: value for name, value in resolved(config).items() if name not in OF_THE_COMMAND}
 
 
 def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
@@ -39,7 +44,7 @@ def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
     cell = (run.task.name, run.model.name)
     its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell), ("precision_of", *cell)]
     for path in _differences(composed["protocol"], plain["protocol"]):
-        if not any(path[: len(own)] == own for own in its):
+        if not any(path[: len(own)] == own[: len(path)] for own in its):
             raise ValueError(
                 f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{run.task.family}"
             )
@@ -53,14 +58,11 @@ def _differences(a: object, b: object, path: tuple[str, ...] = ()) -> list[tuple
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
-    """conf/<name>.yaml with overrides; can also be called inside a `hydra.main` job."""
-    running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(name, overrides)
-    finally:
-        GlobalHydra.instance().hydra = running
+    """conf/<name>.yaml with overrides."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides)
 
 
 def resolved(config: DictConfig) -> dict:
@@ -71,3 +73,18 @@ def resolved(config: DictConfig) -> dict:
 def options(group: str) -> list[str]:
     """The names that a group of conf/ offers."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def keys(name: str) -> dict:
+    """The settings of conf/<name>.yaml and of those it builds on, outside its groups, with their usual values."""
+    content = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    builds_on = [entry for entry in content.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    content.pop("hydra", None)
+    return {key: value for entry in builds_on for key, value in keys(entry).items()} | content
+
+
+def quoted(value: str) -> str:
+    """A text as hydra's grammar reads it whole, whatever signs are in it."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{trailing * chr(92)}'"

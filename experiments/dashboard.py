@@ -1,17 +1,15 @@
-"""Create a W&B workspace and a W&B report of the tracked runs: python -m experiments.dashboard [--project NAME]
+"""Create a W&B workspace and a W&B report of the tracked runs: python -m experiments.dashboard
 
 The workspace has panels for results, training, optimisation and what the spatial transformers do; the report has the
 tables of results/tables beside the paper's numbers, error by seed, learning curves and galleries. Needs an account and
 the extra `dashboard`; `python -m experiments.report` needs neither. Runs tracked offline are uploaded by `wandb sync`.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import yaml
 
 from experiments.cli import main
 from experiments.config import CONF
@@ -42,15 +40,11 @@ class Rendered(NamedTuple):
     text: str
 
 
-def dashboard() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--project", help="default: that of conf/train.yaml")
-    parser.add_argument("--entity", help="default: that of conf/train.yaml, else your own")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"))
-    wanted = parser.parse_args()
-    usual = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["wandb"]
-    project, entity = wanted.project or usual["project"], wanted.entity or usual["entity"]
-    for url in create(entity, project, list(rendered(wanted.results_dir))):
+def dashboard(wanted: dict) -> None:
+    entity, project = (wanted["wandb"][name] for name in ("entity", "project"))
+    if not isinstance(project, str):
+        raise ValueError(f"wandb.project must be a name, got {project!r}")
+    for url in create(entity, project, list(rendered(Path(wanted["results_dir"])))):
         print(url)
 
 

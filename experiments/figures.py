@@ -1,12 +1,11 @@
-"""Draw the figures of a table from its records and the weights of its runs: python -m experiments.figures [table]
+"""Draw the figures of a table from its records and the weights of its runs: python -m experiments.figures table=table1
 
 Needs the trained weights (output_dir, not committed): figures whose weights are not there are left as they are.
 """
 
-import argparse
 from pathlib import Path
 
-from experiments.cli import main
+from experiments.cli import main, one_of
 from experiments.config import CONF, compose_run
 from experiments.galleries import Gallery, upright, volumes, warps, windows
 from stn.results.figures import learning_curves, table_figure
@@ -24,10 +23,15 @@ GALLERIES: dict[str, tuple[Gallery, ...]] = {
     "table5": (windows.digits,),
     "tablecubcoloc": (windows.species,),
 }
+# Galleries of real pictures show what is not ours to publish: they go to output_dir, which is never committed.
+PHOTOGRAPHS = ("table2", "table3", "tablecubcoloc")
 
 
 def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]:
-    """Every figure of a table that can be drawn; returns the files written, in results_dir/figures."""
+    """Every figure of a table that can be drawn; returns the files written.
+
+    They are in results_dir/figures, galleries of real photographs in output_dir/figures.
+    """
     protocol, data, folder = settings["protocol"], settings["data"], Path(settings["results_dir"]) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = select(spec, records, protocol, data)
@@ -40,7 +44,10 @@ def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]
             stem = table_stem(f"curves_{task}", protocol, data)
             paths.append(learning_curves(folder / f"{stem}.png", of_task, task))
     shown = [r for r in chosen if r["status"] == "ok" and r["seed"] == 0]
-    for gallery in GALLERIES[spec.name]:
+    if spec.name in PHOTOGRAPHS and data != "standin":
+        folder = Path(settings["output_dir"]) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+    for gallery in GALLERIES.get(spec.name, ()):
         paths += gallery(folder, shown, settings)
     return paths
 
@@ -61,22 +68,14 @@ def draw_distortions(path: Path, data_dir: str, digits: int = 8) -> Path:
     return distortion_sheet(path, images[:digits].numpy() / 255, distorted)
 
 
-def figures() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", nargs="?", default="table1")
-    parser.add_argument("--protocol", default="fast")
-    parser.add_argument("--data", choices=DATA_KINDS, default="real")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--results-dir", default="results")
-    parser.add_argument("--output-dir", default="outputs")
-    settings = vars(parser.parse_args())
-    results_dir = Path(settings["results_dir"])
+def figures(settings: dict) -> None:
+    data, results_dir = one_of(settings, "data", DATA_KINDS), Path(settings["results_dir"])
     spec = load_table(CONF / "table" / f"{settings['table']}.yaml")
-    paths = draw_all(spec, read_records(records_root(results_dir, settings["data"])), settings)
+    paths = draw_all(spec, read_records(records_root(results_dir, data)), settings)
     if spec.name == "table1":
         paths.append(draw_distortions(results_dir / "figures" / "distortions.png", settings["data_dir"]))
     for path in paths:
-        print(path)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

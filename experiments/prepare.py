@@ -1,11 +1,11 @@
-"""Fetch and check data sets: python -m experiments.prepare mnist|svhn|cub [--data-dir data] [--data standin]"""
+"""Fetch and check a data set: python -m experiments.prepare dataset=mnist"""
 
-import argparse
 import importlib
 from typing import NamedTuple
 
-from experiments.cli import main
-from experiments.config import compose_run
+from experiments.cli import main, one_of
+from experiments.config import compose_run, quoted
+from stn.results.records import DATA_KINDS
 
 
 class DataSet(NamedTuple):
@@ -25,31 +25,22 @@ DATA_SETS = {
 }
 
 
-def prepare() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=list(DATA_SETS))
-    parser.add_argument("--data-dir", default="data", help="where data sets live, or a folder that has the files")
-    parser.add_argument("--data", choices=["real", "standin"], default="real", help="standin: draw pictures instead")
-    parser.add_argument("--protocol", default="fast", help="whose sizes the images get, where it decides them")
-    arguments = parser.parse_args()
+def prepare(wanted: dict) -> None:
+    chosen = DATA_SETS[one_of(wanted, "dataset", DATA_SETS)]
+    data, data_dir = one_of(wanted, "data", DATA_KINDS), wanted["data_dir"]
     from stn import families
 
-    wanted = DATA_SETS[arguments.dataset]
-    runs = [
-        compose_run([f"task={task}", f"model={model}", f"protocol={arguments.protocol}", f"data={arguments.data}"])
-        | {"data_dir": arguments.data_dir}
-        for task, model in wanted.runs
-    ]
+    common = [f"protocol={wanted['protocol']}", f"data={data}", f"data_dir={quoted(data_dir)}"]
+    runs = [compose_run([f"task={task}", f"model={model}", *common]) for task, model in chosen.runs]
     kinds = families.family(runs[0]).DATA
-    if arguments.data not in kinds:
-        raise ValueError(f"--data {arguments.data}: {wanted.title} has only {', '.join(kinds)}")
-    if arguments.data == "real":
-        module, function = wanted.fetch
-        getattr(importlib.import_module(module), function)(arguments.data_dir)
+    if data not in kinds:
+        raise ValueError(f"data={data}: {chosen.title} has only data={', '.join(kinds)}")
+    if data == "real":
+        module, function = chosen.fetch
+        getattr(importlib.import_module(module), function)(data_dir)
     for settings in runs:
         families.prepare(settings)
-    kind = "complete and checked" if arguments.data == "real" else "drawn"
-    print(f"{wanted.title} is {kind}: {arguments.data_dir}")
+    print(f"{chosen.title} is {'drawn' if data == 'standin' else 'complete and checked'}: {data_dir}")
 
 
 if __name__ == "__main__":

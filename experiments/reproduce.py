@@ -5,27 +5,20 @@ Lists which runs of the table are done, failed and missing, trains the missing o
 
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.cli import job, main
-from experiments.config import CONF, compose_config, compose_run, resolved
+from experiments.cli import main
+from experiments.config import CONF, compose_config, compose_run, quoted, resolved
+from experiments.jobs import train_all
+from experiments.progress import OUT_OF_TIME, console
 from stn.results.records import read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
 from stn.settings import Experiment, RunSettings, check_batch
-from stn.train.stopped import Busy, OutOfTime
-
-console = Console(highlight=False)
 
 
-@hydra.main(config_path="../conf", config_name="reproduce", version_base="1.3")
-@job
 def reproduce(config: DictConfig) -> None:
     """The whole verb."""
     name = config.protocol.name
@@ -43,7 +36,8 @@ def reproduce(config: DictConfig) -> None:
     listed = {}  # what another process finishes after it was read here is not done again
     for run in cells:
         states[_state(run, listed)].append(run)
-    todo = states["missing"] + (states["failed"] if wanted["retry"] else [])
+    todo = states["missing"] + (states["failed"] if wanted["retry"] or wanted["force"] else [])
+    todo += states["done"] if wanted["force"] else []
     counts = ", ".join(f"{len(cells)} {state}" for state, cells in states.items())
     console.print(f"{spec.title}, protocol {wanted['protocol']}: {sum(map(len, states.values()))} runs: {counts}")
     for run in states["failed"]:
@@ -61,13 +55,15 @@ def reproduce(config: DictConfig) -> None:
         if late:  # the others begin with what was not finished
             late += len(stage)
         elif stage:
-            raised, late = _train(stage, wanted, deadline, listed)
+            raised, late = train_all(stage, wanted, deadline, listed)
             failures += raised
     if late:
         console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
     _render(spec, wanted)
     if failures:
         sys.exit("\n".join(failures))
+    if late:
+        sys.exit(OUT_OF_TIME)
 
 
 def _estimate(todo: list[RunSettings], wanted: dict) -> str:
@@ -106,6 +102,8 @@ def _spec(wanted: dict) -> TableSpec:
         unknown = set(wanted[name] or ()) - set(allowed)
         if unknown:
             raise ValueError(f"{name}={', '.join(sorted(unknown))} not in {spec.name}; allowed: {', '.join(allowed)}")
+    if spec.only not in (None, wanted["data"]):
+        raise ValueError(f"table={spec.name} is about data={spec.only}, got data={wanted['data']}")
     return spec
 
 
@@ -120,11 +118,10 @@ def _cells(spec: TableSpec, wanted: dict) -> list[RunSettings]:
 
 
 def _compose(task: str, model: str, seed: int, wanted: dict) -> RunSettings:
-    common = ("protocol", "data", "data_dir", "results_dir", "output_dir", "device")
-    return compose_run(
-        [f"task={task}", f"model={model}", f"seed={seed}", f"wandb.mode={wanted['wandb_mode']}", "progress=false"]
-        + [f"{name}={wanted[name]}" for name in common]
-    )
+    common = [f"{name}={wanted[name]}" for name in ("protocol", "data", "device")]
+    folders = [f"{name}={quoted(str(wanted[name]))}" for name in ("data_dir", "results_dir", "output_dir")]
+    run = compose_run([f"task={task}", f"model={model}", f"seed={seed}", *common, *folders, "progress=false"])
+    return run.changed(**{name: wanted[name] for name in ("wandb", "loggers", "force")})
 
 
 def _needed(todo: list[RunSettings], wanted: dict, listed: dict[str, str | None]) -> list[RunSettings]:
@@ -137,78 +134,16 @@ def _needed(todo: list[RunSettings], wanted: dict, listed: dict[str, str | None]
 
 
 def _state(run: RunSettings, listed: dict[str, str | None]) -> str:
-    """done, failed, or missing; a record that was made with other settings counts as missing.
+    """done, failed, or missing; a record that was made with other settings (`Experiment.made`) counts as missing.
 
     Notes in `listed` when the record that is there finished, by its file.
     """
     path = run.record_file
     record = read_record(path) if path.exists() else None
     listed[str(path)] = record and record["finished_at"]
-    if record is None or record["config_hash"] != run.hash:
+    if record is None or not run.made(record):
         return "missing"
     return "done" if record["status"] == "ok" else "failed"
-
-
-def _train(
-    todo: list[RunSettings], wanted: dict, deadline: float | None, listed: dict[str, str | None]
-) -> tuple[list[str], int]:
-    """Trains, longest runs first, under a progress bar; a line per run that raised, and how many the deadline left."""
-    from stn.families import prepare
-    from stn.many.cost import run_cost
-    from stn.many.executors import launch
-    from stn.many.grouping import stacked, stacks
-    from stn.many.pool import Finished, train_stack
-
-    for run in todo:
-        prepare(run)
-    costs = {run.key: run_cost(run) for run in todo}
-    longest_first = sorted(todo, key=lambda run: (run.seed, -costs[run.key]))
-    jobs = stacks(longest_first, stacked(wanted["stack"], wanted["device"], wanted["launcher"]))
-    share = [sum(costs[run.key] for run in job) / job[0].recipe["steps"] for job in jobs]
-    steps, failures, finished, late = [0] * len(jobs), [], 0, 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=300
-    ) as bar:
-        task = bar.add_task(f"0/{len(todo)} runs", total=sum(costs.values()))
-        train = partial(train_stack, listed=listed)
-        for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"], train):
-            job = jobs[event.index]
-            now = job[0].recipe["steps"]
-            if not isinstance(event, Finished):
-                now = event.steps
-            elif isinstance(event.error, OutOfTime):
-                late += len(job)
-                now = steps[event.index]
-                console.print(f"  {_names(job)}: {event.error}")
-            else:
-                finished += len(job)
-                failures += _report(event, job)
-            bar.update(
-                task,
-                description=f"{finished}/{len(todo)} runs",
-                advance=share[event.index] * (now - steps[event.index]),
-            )
-            steps[event.index] = now
-    return failures, late
-
-
-def _report(event, job: list[RunSettings]) -> list[str]:
-    """Prints how the runs of a job ended; returns a line when they raised."""
-    if event.error is not None:
-        line = " ".join(str(event.error).split())
-        if not isinstance(event.error, Busy):
-            line = f"{_names(job)}: {type(event.error).__name__}: {line}"
-        console.print(f"  {line}", soft_wrap=True)
-        return [line]
-    for record, run in zip(event.records, job, strict=True):
-        error = f"{record['metrics']['test/error_pct']:.2f} % error" if record["metrics"] else ""
-        console.print(f"  {run.key}: {record['status']} {error} {record['reason'] or ''}".rstrip())
-    return []
-
-
-def _names(job: list[RunSettings]) -> str:
-    return ", ".join(str(run.key) for run in job)
 
 
 def _render(spec: TableSpec, wanted: dict) -> None:
@@ -219,7 +154,7 @@ def _render(spec: TableSpec, wanted: dict) -> None:
         console.print("no records yet, so no table")
         return
     paths = render_table(spec, records, wanted["protocol"], results / "tables", data)
-    print(paths[0].read_text().split("\n## Claims, part by part")[0])
+    print(paths[0].read_text(encoding="utf-8").split("\n## Claims, part by part")[0])
     from experiments.figures import draw_all
 
     paths += draw_all(spec, records, wanted)
@@ -228,4 +163,4 @@ def _render(spec: TableSpec, wanted: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(reproduce, "reproduce")
+    main(reproduce)

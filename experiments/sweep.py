@@ -7,25 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.cli import job, main
-from experiments.config import compose_config, refuse_unread, resolved
+from experiments.cli import main
+from experiments.config import OF_THE_COMMAND, compose_config, refuse_unread, resolved
+from experiments.progress import OUT_OF_TIME, Bar, console
 from stn.results.records import config_hash
 from stn.settings import RunSettings, check_batch, run_settings
 from stn.train.claim import held_file
 from stn.train.stopped import OutOfTime
 
-OF_THE_SEARCH = ("sweep", "launcher", "workers", "storage")  # the other keys of conf/sweep.yaml are a run's
 
-console = Console(highlight=False)
-
-
-@hydra.main(config_path="../conf", config_name="sweep", version_base="1.3")
-@job
 def sweep(config: DictConfig) -> None:
     """The whole verb."""
     wanted = resolved(config)
@@ -45,10 +37,12 @@ def sweep(config: DictConfig) -> None:
         study = searching.open_study(search)
         left = wanted["sweep"]["trials"] - searching.resume(study)
         console.print(f"{search.study}: {max(left, 0)} of {wanted['sweep']['trials']} trials to do")
-        failures = _train(search, study, left, wanted) if left > 0 else []
+        failures, late = _train(search, study, left, wanted) if left > 0 else ([], False)
         _render(study, search)
     if failures:
         sys.exit("\n".join(failures))
+    if late:
+        sys.exit(OUT_OF_TIME)
 
 
 def _search(wanted: dict):
@@ -57,7 +51,7 @@ def _search(wanted: dict):
     from stn.many.search import Search, flat
 
     chosen = wanted["sweep"]
-    run = run_settings({name: value for name, value in wanted.items() if name not in OF_THE_SEARCH})
+    run = run_settings({name: value for name, value in wanted.items() if name not in OF_THE_COMMAND})
     refuse_unread(wanted, _plain(run), run)
     if run.processes > 1:
         raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
@@ -75,8 +69,8 @@ def _plain(run: RunSettings) -> dict:
     return resolved(compose_config("train", groups))
 
 
-def _train(search, study, left: int, wanted: dict) -> list[str]:
-    """Trains `left` trials; one line for each that raised."""
+def _train(search, study, left: int, wanted: dict) -> tuple[list[str], bool]:
+    """Trains `left` trials; one line for each that raised, and whether the time budget ended some."""
     from stn.data.seeds import stream_seed
     from stn.many.executors import launch
     from stn.many.grouping import FREE, MAX_REPLICAS, stack_key
@@ -93,9 +87,7 @@ def _train(search, study, left: int, wanted: dict) -> list[str]:
     budget_s, steps = wanted["time_budget_s"], search.run.recipe["steps"]
     deadline = None if budget_s is None else time.time() + budget_s
     failures, late, seen = [], False, [0.0] * len(jobs)
-    columns = (TextColumn("trials"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, speed_estimate_period=300) as bar:
-        task = bar.add_task("", total=left)
+    with Bar(left) as bar:
         for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"], run_trials):
             if not isinstance(event, Finished):
                 done = sizes[event.index] * min(1.0, event.steps / steps)
@@ -104,11 +96,11 @@ def _train(search, study, left: int, wanted: dict) -> list[str]:
             else:
                 done = sizes[event.index]
                 failures += _report(event, study)
-            bar.update(task, advance=done - seen[event.index])
             seen[event.index] = done
+            bar.update(sum(seen), f"{sum(seen):.1f}/{left} trials")
     if late:
         console.print("the time budget is used up; the same command goes on with the trials that are left")
-    return failures
+    return failures, late
 
 
 def _report(event, study) -> list[str]:
@@ -159,4 +151,4 @@ def _short(value) -> str:
 
 
 if __name__ == "__main__":
-    main(sweep, "sweep")
+    main(sweep)

@@ -1,15 +1,14 @@
-"""Render every table from the committed records alone: `python -m experiments.tables [--check]`."""
+"""Render every table from the committed records alone: python -m experiments.tables"""
 
-import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.cli import main
 from stn.results.bench_table import bench_table
-from stn.results.records import DATA_KINDS, RecordError, read_records, records_root
-from stn.results.spec import NAME, TableError
+from stn.results.records import DATA_KINDS, read_records, records_root
+from stn.results.spec import NAME
 from stn.results.tables import FORMATS, load_table, render_table, select
 
 RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})|bench_step_\w+\.md")
@@ -65,49 +64,42 @@ def differences(wanted: dict[str, Path], committed: dict[str, Path]) -> list[str
     return sorted(lines)
 
 
-def check(results_dir: Path, conf_dir: Path, readme: Path) -> int:
-    """Compare the committed tables, and those in the README, with what the records give; status 1 when they differ."""
+def check(results_dir: Path, conf_dir: Path, pages: list[Path]) -> int:
+    """Compare the committed tables, and those in the pages, with what the records give; status 1 when they differ."""
     with tempfile.TemporaryDirectory() as folder:
         render_all(results_dir, conf_dir, Path(folder))
         wanted = rendered_files(Path(folder))
         lines = differences(wanted, rendered_files(results_dir / "tables"))
-        if readme.exists() and embed(readme.read_text(encoding="utf-8"), wanted) != readme.read_text(encoding="utf-8"):
-            lines.append(f"differs: a table in {readme.name}")
+        for page in pages:
+            if embed(page.read_text(encoding="utf-8"), wanted) != page.read_text(encoding="utf-8"):
+                lines.append(f"differs: a table in {page.name}")
     print("\n".join(lines) or f"{len(wanted)} files up to date")
     return 1 if lines else 0
 
 
-def render(results_dir: Path, conf_dir: Path, readme: Path) -> int:
-    """Render into results/tables and the README; remove the tables that the records no longer give."""
+def render(results_dir: Path, conf_dir: Path, pages: list[Path]) -> int:
+    """Render into results/tables and the pages; remove the tables that the records no longer give."""
     paths = render_all(results_dir, conf_dir, results_dir / "tables")
     for path in paths:
-        print(path)
+        print(f"wrote {path}")
     for name, path in rendered_files(results_dir / "tables").items():
         if name not in {written.name for written in paths}:
             path.unlink()
             print(f"removed {path}")
-    if readme.exists():
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(embed(text, rendered_files(results_dir / "tables")), encoding="utf-8", newline="\n")
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(embed(text, rendered_files(results_dir / "tables")), encoding="utf-8", newline="\n")
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder with runs/ and tables/")
-    parser.add_argument("--conf", type=Path, default=Path("conf"), help="folder with table/*.yaml")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file with <!-- table: NAME --> blocks")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when committed tables differ")
-    arguments = parser.parse_args(argv)
-    try:
-        for folder in (arguments.results, arguments.conf / "table"):
-            if not folder.is_dir():
-                raise FileNotFoundError(f"{folder}: no such folder")
-        return (check if arguments.check else render)(arguments.results, arguments.conf, arguments.readme)
-    except (RecordError, TableError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+def tables(wanted: dict) -> None:
+    results_dir, conf_dir, readme = (Path(wanted[name]) for name in ("results_dir", "conf_dir", "readme"))
+    for folder in (results_dir, conf_dir / "table"):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+    pages = [page for page in (readme, *sorted((readme.parent / "docs").glob("*.md"))) if page.exists()]
+    sys.exit((check if wanted["check"] else render)(results_dir, conf_dir, pages))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(tables)

@@ -1,41 +1,50 @@
-"""Train and test one model: python -m experiments.train task=mnist_rts model=st_cnn_tps protocol=fast seed=0"""
+"""Train and test one model: python -m experiments.train task=mnist_rts model=st_cnn_tps protocol=fast seed=0
 
+Values between commas make one run each (seed=0,1 protocol.mnist.optimiser.lr=0.005,0.01), `workers` at a time. A run
+that has its record is not run again, unless force=true. Exit status 75: the time budget is used up; the same command
+goes on.
+"""
+
+import sys
 import time
 
-import hydra
-from omegaconf import DictConfig
-
-from experiments.cli import job, main
-from experiments.config import run_of
+from experiments.cli import main
+from experiments.config import compose_config, run_of
+from experiments.grid import jobs_of, train_grid
+from experiments.progress import OUT_OF_TIME, Bar
 from stn.settings import RunSettings
 from stn.train.stopped import OutOfTime
 
 
-@hydra.main(config_path="../conf", config_name="train", version_base="1.3")
-@job
-def train(config: DictConfig) -> float | None:
-    """One run; returns the error that a sweeper of hydra's may minimise, which is never the test error."""
+def train(overrides: list[str]) -> None:
+    """One run here; several as jobs."""
+    jobs = jobs_of(overrides)
+    config = compose_config("train", jobs[0])
+    if len(jobs) > 1 or config.launcher.name != "local":
+        train_grid(jobs)
+        return
     run = run_of(config)
+    if not run.force and (record := run.recorded()):
+        print(f"{run.key}: {record['status']}, as its record says; force=true runs it again")
+        return
     from stn.train import run as running  # torch and Lightning take seconds to import: not for --help or a typo
     from stn.train.parallel import part_of
 
     tell = print if part_of(run).rank == 0 else lambda *_: None  # of the processes that train the run together
+    steps = run.recipe["steps"]
     try:
-        (record,) = running.train([run], deadline=deadline_of(run))
+        with Bar(steps, run.progress and tell is print) as bar:
+            (record,) = running.train([run], lambda done: bar.update(done, f"step {done} of {steps}"), deadline_of(run))
     except OutOfTime as stopped:
-        tell(going_on(run, stopped))
-        return None
+        tell(f"{run.key}: {stopped}; the same command goes on from there")
+        sys.exit(OUT_OF_TIME)
     tell(in_words(record))
-    return heldout_error(record)
+    tell(places(run))
 
 
 def deadline_of(run: RunSettings) -> float | None:
     """When the time budget of a run that starts now is used up, as time.time()."""
     return None if run.time_budget_s is None else time.time() + run.time_budget_s
-
-
-def going_on(run: RunSettings, stopped: OutOfTime) -> str:
-    return f"{run.key}: {stopped}; the same command goes on from there"
 
 
 def in_words(record: dict) -> str:
@@ -46,9 +55,12 @@ def in_words(record: dict) -> str:
     return "\n".join(lines)
 
 
-def heldout_error(record: dict) -> float | None:
-    """What a sweeper of hydra's may minimise."""
-    return record["metrics"].get("test/error_pct") if record["config"]["evaluate"] == "heldout" else None
+def places(run: RunSettings) -> str:
+    """Where the files of a run that has ended are."""
+    lines = [f"wrote {run.record_file}; weights are in {run.folder}"]
+    if run.wandb.mode == "offline":
+        lines.append(f"to show it on W&B: wandb sync '{run.folder / 'wandb'}'/offline-run-*")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

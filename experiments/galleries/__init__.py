@@ -66,8 +66,8 @@ def figure_path(folder: Path, subject: str, record: dict, suffix: str = "png") -
 
 
 def figure_title(record: dict, text: str) -> str:
-    standin = "" if record["data"] == "real" else " – STAND-IN DATA"
-    return f"{record['task']}: {text} ({record['protocol']}, seed {record['seed']}){standin}"
+    said = {"real": "", "subset": " – PART OF THE REAL DATA", "standin": " – STAND-IN DATA"}[record["data"]]
+    return f"{record['task']}: {text} ({record['protocol']}, seed {record['seed']}){said}"
 
 
 def rightly_behind_the_transformer(baseline: dict, transformed: dict, count: int) -> list[int]:

@@ -119,6 +119,6 @@ def _reading(label: list[int], read: list[int]) -> str:
 
 def _number(labels: list[int]) -> str:
     """Digits from the left; "·" for a place read as empty between digits."""
-    from stn.data.svhn import NONE
+    from stn.data.svhn_crops import NONE
 
     return "".join("·" if label == NONE else str(label) for label in labels).rstrip("·") or "nothing"

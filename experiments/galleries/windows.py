@@ -30,6 +30,7 @@ def _looks(module) -> list:
     """Test birds from all over the test set, whose order is by species."""
     import torch
 
+    from stn.nets.windows import window_boxes_px, windows_at
     from stn.tasks.window_parts import REGIONS
 
     region_of = {part: region for region, parts in REGIONS.items() for part in parts}
@@ -39,7 +40,8 @@ def _looks(module) -> list:
         start, i = module.test_batch_of(bird)
         batch = module.stream.test_batch(0, start)
         with torch.no_grad():
-            boxes_px = module.net.windows(batch.images[i : i + 1]).boxes_px[0]
+            centres = module.net.theta(batch.images[i : i + 1])[0]
+        boxes_px = window_boxes_px(windows_at(centres, module.net.scale), module.net.image_px)
         panels.append(bird_panel(batch.images[i].permute(1, 2, 0).numpy(), boxes_px.numpy(), batch.parts[i], regions))
     return panels
 
@@ -67,7 +69,7 @@ def digits(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 def _trace(module):
     """images (K, n, H, W), true boxes (K, n, 4), windows as boxes (T, K, n, 4), and the T steps."""
-    from stn.tasks.colocalisation import window_boxes_px
+    from stn.nets.windows import window_boxes_px
 
     steps, windows = module.trace()
     windows = window_boxes_px(windows, module.image_px).transpose(1, 2)
@@ -80,7 +82,7 @@ def species(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     """The windows on the first training birds of each species, a line per species."""
     import torch
 
-    from stn.tasks.colocalisation import window_boxes_px
+    from stn.nets.windows import window_boxes_px
 
     paths = []
     for record, module in with_weights(records, settings):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import JsonValue, NonNegativeInt, PlainValidator, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PlainValidator, PositiveInt
 
-from stn.results.records import Name, RunKey, config_hash, record_path, records_root, sweeps_dir
+from stn.results.records import Name, RunKey, config_hash, read_record, record_path, records_root, sweeps_dir
 from stn.validation import Checked, checked
 
 Stack = Literal["auto", True, False]
@@ -53,7 +53,7 @@ class Experiment(Checked):
     evaluate: Literal["test", "heldout"]
     protocol_note: str
     seed: NonNegativeInt
-    data: Literal["real", "standin"] = "real"
+    data: Literal["real", "subset", "standin"] = "real"
     precision: Literal["float32", "tf32", "bf16"] = "float32"
 
     @property
@@ -66,6 +66,13 @@ class Experiment(Checked):
     def hash(self) -> str:
         """Of the config: the same for every seed of one cell, and for every note."""
         return config_hash(self.config)
+
+    def made(self, record: dict[str, Any]) -> bool:
+        """Whether this record is of this experiment, made in this precision or another: that is how it was made, and
+        does no more to the error than another seed (results/bench/README.md).
+        """
+        as_made = self.model_copy(update={"precision": record["config"].get("precision", USUAL["precision"])})
+        return record["config_hash"] == as_made.hash
 
     def read(self, task: type[Group], model: type[Group], recipe: type[Group]) -> tuple[Group, Group, Group]:
         """Task, model and recipe as a family reads them. Raises: ValueError for a key that it does not read."""
@@ -91,6 +98,8 @@ class Wandb(Checked):
     project: str
     entity: str | None
     group: str | None
+    artifacts: bool = False
+    config: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class RunSettings(Experiment):
@@ -107,6 +116,8 @@ class RunSettings(Experiment):
     time_budget_s: float | None
     progress: bool
     wandb: Wandb
+    loggers: list[Literal["csv", "tensorboard"]] = Field(default_factory=list)
+    force: bool = False
 
     @property
     def key(self) -> RunKey:
@@ -126,6 +137,11 @@ class RunSettings(Experiment):
         """As `folder`, of another run on the same kind of data, such as one whose weights this one needs."""
         root = records_root(self.output_dir, self.data)
         return root / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
+
+    def recorded(self) -> dict[str, Any] | None:
+        """The record of this very run (same hash), where there is one."""
+        record = read_record(self.record_file) if self.record_file.exists() else None
+        return record if record and record["config_hash"] == self.hash else None
 
     def command(self, key: RunKey) -> str:
         """What makes the run of this key, on the same kind of data."""

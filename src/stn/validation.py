@@ -17,10 +17,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 # Pydantic's words for what is wrong most often, in ours.
 MUST = {
-    "greater_than_equal": "be {ge} or more",
-    "greater_than": "be more than {gt}",
-    "less_than_equal": "be {le} or less",
-    "less_than": "be less than {lt}",
+    "greater_than_equal": "be {ge:g} or more",
+    "greater_than": "be more than {gt:g}",
+    "less_than_equal": "be {le:g} or less",
+    "less_than": "be less than {lt:g}",
     "int_type": "be an integer",
     "float_type": "be a number",
     "bool_type": "be true or false",

@@ -91,28 +91,29 @@ def first_line(root, name):
 @pytest.mark.parametrize(
     ("name", "new", "message"),
     [
-        ("images.txt", "1", "line 1: expected <image_id> <class folder>/<file>"),
-        ("images.txt", "one a/b.jpg", "line 1.*'one' is not a whole number"),
-        ("images.txt", "1 ../secret.jpg", "line 1.*not a file in a class folder"),
-        ("images.txt", "1 /etc/passwd", "line 1.*not a file in a class folder"),
-        ("images.txt", "13 001.Standin_Bird_001/a.jpg", r"line 1: id 13 is not in 1\.\.12"),
-        ("images.txt", "2 001.Standin_Bird_001/a.jpg", "line 2: id 2 is there twice"),
+        ("images.txt", "1", "line 1: expected <image_id> <file>"),
+        ("images.txt", "one a/b.jpg", "line 1.*'one' is no image_id"),
+        ("images.txt", "1 ../secret.jpg", "image 1 .*not a file in a class folder"),
+        ("images.txt", "1 /etc/passwd", "image 1 .*not a file in a class folder"),
+        ("images.txt", "13 001.Standin_Bird_001/a.jpg", r"images.txt: .* ids are not each of 1\.\.12 .*not there: 1\)"),
+        ("images.txt", "2 001.Standin_Bird_001/a.jpg", r"images.txt: .* ids are not each of 1\.\.12 .*not there: 1\)"),
         ("images.txt", "1 002.Standin_Bird_002/a.jpg", "image 1 is .*, but by image_class_labels.txt it is of class 1"),
         ("images.txt", "1 001.Standin_Bird_001/a.jpg", "a.jpg is missing"),
-        ("image_class_labels.txt", "1 4", r"line 1.*4 is not in 1\.\.3"),
-        ("image_class_labels.txt", None, "image_class_labels.txt: image 1 of images.txt is not in it"),
-        ("train_test_split.txt", "1 2", r"line 1.*2 is not in 0\.\.1"),
-        ("train_test_split.txt", "99 1", r"line 1: id 99 is not in 1\.\.12, the ids of images.txt"),
+        ("image_class_labels.txt", "1 4", "image_class_labels.txt: image 1 is of class 4, of 3"),
+        ("image_class_labels.txt", None, r"image_class_labels.txt: 11 lines.* 1\.\.12 .*not there: 1\)"),
+        ("train_test_split.txt", "1 2", "line 1.*'2' is no is_train"),
+        ("train_test_split.txt", "99 1", r"train_test_split.txt: .* ids are not each of 1\.\.12"),
         ("bounding_boxes.txt", "1 2 3 4", "line 1: expected <image_id> <x> <y> <width> <height>, got '1 2 3 4'"),
-        ("bounding_boxes.txt", "1 2 3 0 5", "line 1.*positive width and height"),
-        ("bounding_boxes.txt", "1 2 3 nan 5", "line 1.*'nan' is not a number of pixels"),
-        ("bounding_boxes.txt", "1 2 3 1e9 5", "line 1.*is not a number of pixels"),
-        ("classes.txt", "7 001.Standin_Bird_001", r"line 1: id 7 is not in 1\.\.3"),
-        ("parts/parts.txt", None, "line 14: id 15 is not in 1..14"),
-        ("parts/part_locs.txt", "1 1 5 5 2", r"line 1.*2 is not in 0\.\.1"),
-        ("parts/part_locs.txt", "1 16 5 5 1", "line 1: image 1, part 16: images.txt has 12 images, parts.txt 15 parts"),
-        ("parts/part_locs.txt", "1 2 5 5 1", "line 2: part 2 of image 1 is there twice"),
-        ("parts/part_locs.txt", None, "part 1 of image 1 is not in it"),
+        ("bounding_boxes.txt", "1 2 3 0 5", "bounding_boxes.txt: the box of image 1 has no area"),
+        ("bounding_boxes.txt", "1 2 3 nan 5", "line 1.*'nan' is no width"),
+        ("bounding_boxes.txt", "1 2 3 1e9 5", "line 1.*'1e9' is no width"),
+        ("classes.txt", "7 001.Standin_Bird_001", r"classes.txt: .* ids are not each of 1\.\.3"),
+        ("parts/parts.txt", None, r"parts.txt: 14 lines, whose ids are not each of 1\.\.14"),
+        ("parts/part_locs.txt", "1 1 5 5 2", "line 1.*'2' is no visible"),
+        ("parts/part_locs.txt", "1 1.5 5 5 1", "line 1.*'1.5' is no part_id"),
+        ("parts/part_locs.txt", "1 16 5 5 1", "part_locs.txt: .* ids are not each of"),
+        ("parts/part_locs.txt", "1 2 5 5 1", "part_locs.txt: .* ids are not each of"),
+        ("parts/part_locs.txt", None, "part_locs.txt: 179 lines, whose ids are not each of 1..180"),
     ],
 )
 def test_a_broken_line_is_refused_with_its_number(root, name, new, message):
@@ -246,15 +247,25 @@ def test_a_damaged_or_stale_cache_is_noticed_and_made_anew(root, how):
 
 def test_a_whole_cache_is_not_made_again(root, monkeypatch):
     prepare_cub(root.parent, sizes_px=(SIZE_PX,))
-    monkeypatch.setattr(cub_images, "_decode", None)
+    decoded = []
+    monkeypatch.setattr(cub_images, "_decode", lambda path, size_px: decoded.append(path))
+    before = {p.name: p.stat().st_mtime_ns for p in (root.parent / "cub_48px").iterdir()}
     prepare_cub(root.parent, sizes_px=(SIZE_PX,))
+    assert decoded == []
+    assert {p.name: p.stat().st_mtime_ns for p in (root.parent / "cub_48px").iterdir()} == before
+
+
+def test_what_is_in_the_place_of_a_cache_is_not_replaced(root):
+    (root.parent / "cub_48px").write_text("a file, not a folder")
+    with pytest.raises(DataError, match=r"cub_48px is no cache, but in its place: move it away"):
+        prepare_cub(root.parent, sizes_px=(SIZE_PX,))
+    assert (root.parent / "cub_48px").read_text() == "a file, not a folder"
 
 
 def test_an_unwritable_place_is_a_data_error(root):
-    (root.parent / "cub_48px").write_text("a file, not a folder")
-    prepare_cub(root.parent, sizes_px=(SIZE_PX,))  # was in the way: replaced
-    with pytest.raises(DataError, match="cannot write"):
-        cub_images.make_cache(read_annotations(root), root / "images.txt" / "cub", SIZE_PX)
+    """A file where a folder would have to be: no rights are needed to show it, and root has all rights."""
+    with pytest.raises(DataError, match=r"cannot write .*images\.txt"):
+        cub_images.cache_images(read_annotations(root), root / "images.txt" / "cub", SIZE_PX)
 
 
 def test_the_archive_of_the_users_is_checked_and_unpacked(standin, tmp_path, monkeypatch):
@@ -275,7 +286,7 @@ def test_the_archive_of_the_users_is_checked_and_unpacked(standin, tmp_path, mon
 def test_without_any_source_it_says_what_to_put_where(tmp_path):
     with pytest.raises(DataError, match=r"CUB_200_2011\.tgz.*97eceeb196236b17998738112f37df78"):
         prepare_cub(tmp_path)
-    with pytest.raises(DataError, match=r"is not in .*: run `python -m experiments\.prepare cub` first"):
+    with pytest.raises(DataError, match=r"is not in .*: run `python -m experiments\.prepare dataset=cub` first"):
         load_cub(tmp_path, "train", 256)
     with pytest.raises(ValueError, match="split must be one of"):
         load_cub(tmp_path, "val", 256)
@@ -377,6 +388,6 @@ def test_the_manifest_says_what_the_cache_was_made_from(root):
     prepare_cub(root.parent, sizes_px=(SIZE_PX,))
     folder = root.parent / "cub_48px"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["pixels_sha256"] == hashlib.sha256((folder / "pixels.u8").read_bytes()).hexdigest()
-    assert manifest["annotations_sha256"] == load_cub(root.parent, "test", SIZE_PX).sha256
+    assert manifest["files"]["pixels.u8"]["sha256"] == hashlib.sha256((folder / "pixels.u8").read_bytes()).hexdigest()
+    assert manifest["source"]["annotations_sha256"] == load_cub(root.parent, "test", SIZE_PX).sha256
     assert manifest["n_images"] == N

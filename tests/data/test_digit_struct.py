@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import h5py
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stn.data import digit_struct
-from stn.data.digit_struct import HouseNumber, read_digit_struct
+from stn.data.digit_struct import HouseNumber, cached_digit_struct, read_digit_struct, reading_order
 from stn.data.errors import DataError
 from stn.data.svhn_standin import write_digit_struct
 
@@ -24,13 +25,19 @@ def same(a, b):
     return all(x[:2] == y[:2] and np.array_equal(x.boxes, y.boxes) for x, y in pairs)
 
 
+def in_a_row(rng, n):
+    """Boxes of n digits, from the left."""
+    left = np.sort(rng.uniform(-3, 50, n))[:, None] + 30 * np.arange(n)[:, None]
+    return np.round(np.concatenate([left, rng.uniform(-3, 9, (n, 1)), rng.uniform(1, 50, (n, 2))], axis=1))
+
+
 def numbers_of(*lengths):
     rng = np.random.default_rng(1)
     return [
         HouseNumber(
             f"{i + 1}.png",
             tuple(rng.integers(0, 10, n).tolist()),
-            np.round(np.concatenate([rng.uniform(-3, 50, (n, 2)), rng.uniform(1, 50, (n, 2))], axis=1)),
+            in_a_row(rng, n),
         )
         for i, n in enumerate(lengths)
     ]
@@ -72,23 +79,8 @@ def test_the_example_of_the_format(tmp_path):
     assert second.boxes.tolist() == [[-1, 7, 19, 30], [43, 8, 20, 31]]
 
 
-def test_both_ways_of_reading_agree(small_mat, monkeypatch):
-    path = small_mat[0]
-    by_address = read_digit_struct(path)
-
-    def unusual(*args):
-        raise digit_struct._UnusualHeader
-
-    with monkeypatch.context() as patch:
-        patch.setattr(digit_struct, "_read_by_address", unusual)
-        assert same(read_digit_struct(path), by_address)
-    # And the plain layout is indeed read by address: the other way takes a minute for the real file.
-    monkeypatch.setattr(digit_struct, "_read_by_reference", lambda file: pytest.fail("read by reference"))
-    assert same(read_digit_struct(path), by_address)
-
-
 @pytest.mark.parametrize("kind", ["compressed", "single precision", "newest headers"])
-def test_other_layouts_are_read_by_reference(small_mat, tmp_path, kind):
+def test_other_layouts_are_read_too(small_mat, tmp_path, kind):
     """Rewrites every dataset of doubles and names; the references are made anew."""
     path = tmp_path / "d.mat"
     options = {"compressed": {"chunks": (1, 1), "compression": 1}, "single precision": {"dtype": "f4"}}.get(kind, {})
@@ -132,18 +124,22 @@ def bbox_of(file, i):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda f: bbox_of(f, 0)["label"].__setitem__((0, 0), 11), "'1.png' has a digit with label 11"),
-        (lambda f: bbox_of(f, 3)["label"].__setitem__((0, 0), 2.5), "'4.png' has a digit with label 2.5"),
-        (lambda f: bbox_of(f, 0)["left"].__setitem__((0, 0), np.nan), "'1.png' has a digit with"),
-        (lambda f: bbox_of(f, 0).__delitem__("top"), "digitStruct"),
-        (lambda f: replace(bbox_of(f, 1), "top", bbox_of(f, 0)["top"]), "digitStruct"),
+        (lambda f: bbox_of(f, 0)["label"].__setitem__((0, 0), 11), "'1.png' has .*label 11"),
+        (lambda f: bbox_of(f, 3)["label"].__setitem__((0, 0), 2.5), r"'4.png' has .*label 2\.5"),
+        (lambda f: bbox_of(f, 0)["left"].__setitem__((0, 0), np.nan), r"'1.png' has .*box \[nan"),
+        (lambda f: bbox_of(f, 0).__delitem__("top"), "'1.png' has no readable boxes"),
+        (lambda f: replace(bbox_of(f, 1), "top", bbox_of(f, 0)["top"]), "'2.png' has .*2, 2, 1, 2, 2.* values"),
+        (lambda f: empty(f, "a group without fields"), "'2.png' has no readable boxes"),
+        (lambda f: empty(f, "fields without values"), "'2.png' has .*0 values where 1"),
+        (lambda f: empty(f, "MATLAB's []"), "'2.png' has no readable boxes"),
+        (lambda f: f["digitStruct/bbox"].__setitem__((1, 0), h5py.Reference()), "'2.png' has .*points nowhere"),
         (lambda f: f["digitStruct"].__delitem__("name"), "digitStruct"),
         (lambda f: f.__delitem__("digitStruct"), "digitStruct"),
         (lambda f: replace(f["digitStruct"], "name", np.zeros((4, 1))), "object references"),
         (lambda f: replace(f["digitStruct"], "name", f["digitStruct/name"][:3]), "3 names for 4"),
         (lambda f: f[f["digitStruct/name"][0, 0]].__setitem__((0, 0), ord("/")), "is named '/.png'"),
         (lambda f: f[f["digitStruct/name"][1, 0]].__setitem__((0, 0), ord("1")), "named twice"),
-        (lambda f: f["digitStruct/bbox"].__setitem__((0, 0), f["digitStruct/name"][0, 0]), "digitStruct"),
+        (lambda f: f["digitStruct/bbox"].__setitem__((0, 0), f["digitStruct/name"][0, 0]), "'1.png' has no readable"),
         (lambda f: f["digitStruct/name"].__setitem__((0, 0), f["digitStruct/bbox"][0, 0]), "digitStruct"),
         (lambda f: f["digitStruct/name"].__setitem__((0, 0), h5py.Reference()), "points nowhere"),
     ],
@@ -154,7 +150,22 @@ def test_what_is_not_a_digit_struct_is_named(tmp_path, change, part):
     edit(path, change)
     with pytest.raises(DataError) as error:
         read_digit_struct(path)
-    check_error(error, path, part)
+    check_error(error, path)
+    assert re.search(part, str(error.value))
+
+
+def empty(file, how):
+    """The second picture's boxes in each of the forms that "no digit" can take."""
+    if how == "MATLAB's []":
+        dataset = file.create_dataset("#refs#/none", data=np.zeros(2, dtype=np.uint64))
+        dataset.attrs["MATLAB_empty"] = np.uint8(1)
+        file["digitStruct/bbox"][1, 0] = dataset.ref
+        return
+    group = bbox_of(file, 1)
+    for field in list(group):
+        del group[field]
+        if how == "fields without values":
+            group[field] = np.zeros((0, 0))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"MATLAB 5.0 MAT-file", b"\x89HDF\r\n\x1a\n"])
@@ -195,3 +206,60 @@ def test_flipped_bits_give_numbers_or_a_data_error(small_mat, data):
 def test_a_truncated_file_gives_a_data_error(small_mat, data):
     path, good = small_mat[0].with_name("truncated.mat"), small_mat[1]
     read_or_data_error(path, good[: data.draw(st.integers(0, len(good) - 1))])
+
+
+# As stored: label, left, top, width, height of each digit, and the number that they make.
+OUT_OF_ORDER = {
+    "train/262": ([(2, 61, 23, 18, 44), (4, 78, 25, 23, 44), (1, 59, 26, 20, 46)], "124"),
+    "train/10855": ([(9, 41, 6, 12, 22), (7, 30, 7, 10, 22)], "79"),
+    "train/16278": ([(2, 44, 1, 10, 26), (0, 53, 1, 10, 26), (2, 25, 2, 10, 26), (6, 35, 2, 7, 26)], "2620"),
+    "train/18702": ([(5, 47, 6, 1, 11), (2, 47, 6, 14, 11), (4, 33, 7, 14, 28)], "452"),
+    "train/19970": ([(2, 24, 2, 14, 25), (6, 24, 3, 16, 25), (7, 48, 4, 9, 25), (2, 37, 5, 13, 25)], "2627"),
+    "test/7314": (
+        [(1, 124, 47, 13, 18), (8, 139, 41, 13, 18), (9, 151, 41, 19, 18), (9, 151, 42, 16, 18), (0, 114, 49, 8, 29)],
+        "01899",
+    ),
+    "test/10036": ([(8, 75, 10, 24, 46), (4, 56, 14, 19, 34)], "48"),
+    "test/12100": ([(4, 223, 103, 39, 56), (6, 180, 106, 45, 43)], "64"),
+}
+STACKED = {
+    "train/3349, in order": ([(2, 43, 4, 10, 15), (3, 43, 20, 7, 15), (1, 43, 34, 7, 15)], "231"),
+    "train/2834": ([(3, 193, 42, 33, 63), (9, 193, 166, 33, 63), (5, 195, 104, 31, 63)], "359"),
+    "train/8066": ([(1, 65, 12, 9, 16), (4, 66, 67, 15, 16), (4, 67, 30, 10, 16), (2, 67, 48, 12, 16)], "1424"),
+    "train/4218, leaning": ([(1, 124, 110, 35, 40), (9, 133, 70, 28, 40), (5, 140, 26, 25, 40)], "591"),
+    "test/1648, leaning": ([(1, 146, 15, 17, 30), (5, 146, 74, 32, 30), (9, 147, 42, 16, 30)], "195"),
+}
+SLANTED = {
+    "train/1164, rising": ([(4, 74, 54, 45, 43), (3, 91, 30, 43, 43), (6, 102, 2, 45, 43)], "436"),
+    "train/6692, rising": ([(2, 124, 106, 18, 40), (4, 140, 69, 30, 40), (8, 160, 22, 22, 40)], "248"),
+    "test/12794, rising": ([(4, 45, 19, 9, 21), (7, 48, 9, 10, 21)], "47"),
+    "train/1251, falling": ([(1, 115, 1, 31, 53), (6, 128, 32, 39, 53), (5, 145, 85, 39, 53)], "165"),
+    "train/1, level": ([(1, 246, 77, 81, 219), (9, 323, 81, 96, 219)], "19"),
+}
+
+
+@pytest.mark.parametrize("name", [*OUT_OF_ORDER, *STACKED, *SLANTED])
+def test_official_numbers_are_read_in_their_order(tmp_path, name):
+    digits, number = (OUT_OF_ORDER | STACKED | SLANTED)[name]
+    table = np.array(digits, dtype=float)
+    assert "".join(str(int(d)) for d in table[reading_order(table[:, 1:]), 0]) == number
+    stored = HouseNumber("1.png", tuple(int(d) for d in table[:, 0]), table[:, 1:])
+    write_digit_struct(tmp_path / "d.mat", [stored])
+    (read,) = read_digit_struct(tmp_path / "d.mat")
+    assert "".join(map(str, read.labels)) == number
+    rows = sorted((label, *box) for label, box in zip(read.labels, read.boxes.tolist(), strict=True))
+    assert rows == sorted(digits)
+
+
+def test_the_kept_table_is_read_in_place_of_the_file(small_mat, tmp_path, monkeypatch):
+    table = tmp_path / "numbers.npz"
+    first = cached_digit_struct(small_mat[0], table, "a", tmp_path)
+    assert same(first, read_digit_struct(small_mat[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(digit_struct, "read_digit_struct", lambda path: pytest.fail("read again"))
+        assert same(cached_digit_struct(small_mat[0], table, "a", tmp_path), first)
+        with pytest.raises(pytest.fail.Exception):
+            cached_digit_struct(small_mat[0], table, "b", tmp_path)
+    table.write_bytes(table.read_bytes()[:-30])
+    assert same(cached_digit_struct(small_mat[0], table, "a", tmp_path), first)
+    assert [p.name for p in tmp_path.iterdir()] == ["numbers.npz"]

@@ -3,20 +3,17 @@
 import pytest
 
 from experiments.config import CONF, compose_run
-from stn.results.records import DATA_KINDS, read_records, records_root
+from stn.results.records import DATA_KINDS, read_records, records_root, run_key
 
 
 @pytest.mark.parametrize("data", DATA_KINDS)
 def test_the_committed_records_were_made_with_the_settings_that_their_protocols_have_now(data):
-    made = {
-        (r["task"], r["model"], r["protocol"]): r["config_hash"]
-        for r in read_records(records_root(CONF.parent / "results", data))
-    }
-    assert made
+    records = read_records(records_root(CONF.parent / "results", data))
+    if not records:
+        pytest.skip(f"no record of data={data} is committed")
     now = {
-        (task, model, protocol): compose_run(
-            [f"task={task}", f"model={model}", f"protocol={protocol}", f"data={data}"]
-        ).hash
-        for task, model, protocol in made
+        cell: compose_run([f"task={cell[0]}", f"model={cell[1]}", f"protocol={cell[2]}", f"data={data}"])
+        for cell in {(r["task"], r["model"], r["protocol"]) for r in records}
     }
-    assert {"/".join(cell) for cell in made if made[cell] != now[cell]} == set()
+    others = [r for r in records if not now[r["task"], r["model"], r["protocol"]].made(r)]
+    assert {str(run_key(r)) for r in others} == set()

@@ -68,15 +68,16 @@ def test_a_file_is_called_what_it_defines(path):
 def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_paper(protocol):
     content = yaml.safe_load((CONF / "protocol" / f"{protocol}.yaml").read_text())
     assert all(len(note.splitlines()) == 1 for note in content["notes"].values())
-    families = set(FAMILIES) if protocol in PROTOCOLS else {"mnist"}
+    families = set(FAMILIES) if protocol in PROTOCOLS else content["notes"].keys() & FAMILIES.keys()
     assert content["notes"].keys() == families
     assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of", "precision_of"}
     for by_task in (content.get("steps_of", {}), content.get("precision_of", {})):
         assert by_task.keys() <= set(options("task"))
-        assert all(by_model.keys() <= set(options("model")) for by_model in by_task.values())
+        of_models = [by_model for by_model in by_task.values() if isinstance(by_model, dict)]  # else of all models
+        assert all(by_model.keys() <= set(options("model")) for by_model in of_models)
     paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
     for family in families:
-        assert content[family].keys() == paper[family].keys()
+        assert content[family].keys() - {"augmentation"} == paper[family].keys()  # which the paper has none of
         assert {"name", "lr", "weight_decay"} <= content[family]["optimiser"].keys()
 
 
@@ -192,13 +193,13 @@ def test_reproduce_composes_for_every_table(table, protocol):
     assert load_table(CONF / "table" / f"{table}.yaml").metric == config.table.metric
 
 
-def test_only_the_cnn_adds_in_fewer_steps_and_in_bf16_and_only_at_fast():
+def test_only_the_cnn_adds_in_fewer_steps_and_only_at_fast_and_no_protocol_wants_other_bits_than_all_cpus_have():
     for protocol in PROTOCOLS:
         cnn, fcn = (composed("addition", model, protocol) for model in ("cnn", "st2_fcn_tps"))
         assert (cnn.recipe["steps"] < fcn.recipe["steps"]) == (protocol == "fast")
         assert cnn.recipe | {"steps": 0} == fcn.recipe | {"steps": 0}
-        assert (cnn.precision, fcn.precision) == ("bf16" if protocol == "fast" else "float32", "float32")
-        assert composed("mnist_r", "cnn", protocol).precision == "float32"
+    for protocol in (*PROTOCOLS, "modern"):
+        assert composed("mnist_tc", "cnn", protocol).precision == "float32"
 
 
 # -- environments ---------------------------------------------------------------------------------------------------

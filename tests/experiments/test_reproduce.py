@@ -139,9 +139,10 @@ def test_out_of_time_before_what_the_others_begin_with_they_are_left(monkeypatch
         yield from (Finished(index, None, OutOfTime("stopped")) for index, _ in enumerate(stacks))
 
     monkeypatch.setattr("stn.many.pool.run_all", late)
-    _, said = call("table=table5", "tasks=null", "models=null", "time_budget_s=600")
+    with pytest.raises(SystemExit, match=r"^75$"):
+        call("table=table5", "tasks=null", "models=null", "time_budget_s=600")
     assert len(deadlines) == 1
-    assert "the time budget is used up; 3 runs are left" in said
+    assert "the time budget is used up; 3 runs are left" in call.said
 
 
 def test_an_estimate_goes_by_the_latest_run_of_the_model_in_that_precision(call, cell):
@@ -197,6 +198,15 @@ def test_a_record_of_other_settings_counts_as_missing_and_is_replaced(call, cell
     assert call(*only)[0] == []
 
 
+def test_a_record_in_another_precision_is_a_record_of_its_cell(call, cell):
+    put(cell("mnist_e/fcn").changed(precision="bf16"))
+    only = ("tasks=[mnist_e]", "models=[fcn]", "dry_run=true")
+    assert "1 done, 0 failed, 0 missing" in call(*only)[1]
+    changed = cell("mnist_e/fcn").recipe | {"batch_size": 3}
+    put(cell("mnist_e/fcn").changed(precision="bf16", recipe=changed))
+    assert "0 done, 0 failed, 1 missing" in call(*only)[1]
+
+
 def test_a_run_that_raises_does_not_stop_the_others_and_ends_the_command_with_its_name(call, tiny):
     call.broken.append("mnist_r/fcn")
     with pytest.raises(SystemExit) as stop:
@@ -231,7 +241,7 @@ def children(pid):
 
 def alive(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
         return False
 

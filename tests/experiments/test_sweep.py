@@ -81,7 +81,7 @@ def test_every_trial_is_a_run_with_a_record_and_the_table_says_what_these_say(ca
     for record in found:
         recipe = record["config"]["recipe"]
         (row,) = table[table["optimiser.lr"].sub(recipe["optimiser"]["lr"]).abs() < 1e-12].to_dict("records")
-        assert row["held-out error, %"] == pytest.approx(record["metrics"]["test/error_pct"])
+        assert row["held-out error, %"] == pytest.approx(record["metrics"]["heldout/error_pct"])
         assert row["localiser_lr_multiplier"] == pytest.approx(recipe["localiser_lr_multiplier"])
         assert 0.001 <= recipe["optimiser"]["lr"] <= 0.02
         assert record["config"]["evaluate"] == "heldout"
@@ -90,7 +90,7 @@ def test_every_trial_is_a_run_with_a_record_and_the_table_says_what_these_say(ca
     for plot in ("parallel_coordinate.png", "importances.png"):
         assert (folder / plot).read_bytes().startswith(b"\x89PNG")
     command = re.search(r"experiments.train (.*)", said)[1].split()
-    best = min(found, key=lambda record: record["metrics"]["test/error_pct"])
+    best = min(found, key=lambda record: record["metrics"]["heldout/error_pct"])
     assert compose_run(command).recipe == best["config"]["recipe"]
     assert compose_run(command).evaluate == "test"
 
@@ -134,7 +134,7 @@ def test_a_record_that_is_there_is_not_trained_again(monkeypatch, call, trials, 
     monkeypatch.setattr(optuna.Study, "tell", tell)
     monkeypatch.setattr("stn.train.run.build", lambda run: pytest.fail("trained again"))
     call("sweep.trials=1")
-    assert trials()[1].value == record["metrics"]["test/error_pct"]
+    assert trials()[1].value == record["metrics"]["heldout/error_pct"]
 
 
 def test_a_bad_trial_is_pruned_and_leaves_neither_record_nor_checkpoint(monkeypatch, call, trials, tmp_path):
@@ -189,7 +189,7 @@ def test_trials_that_can_share_a_program_do(monkeypatch, call, trials, tmp_path)
     call("stack=true")
     assert together == [2]
     found = {
-        record["config"]["recipe"]["optimiser"]["lr"]: record["metrics"]["test/error_pct"]
+        record["config"]["recipe"]["optimiser"]["lr"]: record["metrics"]["heldout/error_pct"]
         for record in records(tmp_path)
     }
     assert {trial.params["optimiser.lr"]: trial.value for trial in trials()} == found

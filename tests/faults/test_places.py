@@ -23,7 +23,7 @@ def digits(tmp_path_factory):
 def test_folders_that_take_nothing_are_found_before_the_training(digits, tmp_path):
     rows = list(campaign.read_only(tmp_path, digits, 0, None))
     assert [row.fault.split()[1] for row in rows] == ["results", "outputs", "data"]
-    assert all("make that folder writable" in row.seen for row in rows)
+    assert all("make that folder writable" in row.seen for row in rows), [row.seen for row in rows]
 
 
 def test_a_training_that_cannot_write_goes_on_when_it_can(digits, tmp_path):

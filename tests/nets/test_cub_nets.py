@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from stn.nets.budget import count_parameters
-from stn.nets.cub import MultiStreamTransformer, tiling_centres, window_boxes_px
+from stn.nets.cub import MultiStreamTransformer, tiling_centres
+from stn.nets.windows import window_boxes_px, windows_at
 from stn.tasks.recipe import is_localiser
 
 
@@ -21,8 +22,9 @@ def test_windows_begin_by_tiling_the_image():
         centres = tiling_centres(n)
         assert len({tuple(c) for c in centres.tolist()}) == n
         assert centres.abs().max() <= 0.5
-    theta, boxes_px = tiny(4).windows(torch.rand(2, 3, 64, 64))
+    theta = tiny(4).theta(torch.rand(2, 3, 64, 64))
     assert theta.shape == (2, 4, 2)
+    boxes_px = window_boxes_px(windows_at(theta, 0.5), 64)
     quadrants = [[0, 0, 32, 32], [32, 0, 64, 32], [0, 32, 32, 64], [32, 32, 64, 64]]
     assert boxes_px.tolist() == [quadrants, quadrants]
 
@@ -32,16 +34,17 @@ def test_a_window_sees_the_pixels_in_its_box():
     net, image = tiny(2), torch.rand(3, 3, 64, 64)
     corner_px = torch.tensor([[[0, 0], [32, 5]], [[7, 20], [16, 32]], [[31, 1], [2, 30]]])
     theta = (corner_px + 16) / 32 - 1
-    boxes_px = window_boxes_px(theta, 0.5, 64)
+    boxes_px = window_boxes_px(windows_at(theta, 0.5), 64)
     assert torch.equal(boxes_px[..., :2], corner_px.float())
-    for k, crop in enumerate(net.crops(image, theta)):
+    net.theta = lambda image: theta
+    for k, (crop, *_) in enumerate(net.warps(image)):
         for i, (x, y) in enumerate(corner_px[:, k].tolist()):
             torch.testing.assert_close(crop[i], image[i, :, y : y + 32, x : x + 32], rtol=0, atol=1e-5)
 
 
 def test_an_image_of_the_crops_size_is_enlarged():
     net, image = tiny(2, image_px=32), torch.rand(1, 3, 32, 32)
-    (crop, _) = net.crops(image, net.theta(image))
+    ((crop, *_), _) = net.warps(image)
     assert crop.shape == (1, 3, 32, 32)
     wanted = F.interpolate(image[:, :, 8:24, 0:16], scale_factor=2, mode="bilinear", align_corners=False)
     torch.testing.assert_close(crop[..., 2:-2, 2:-2], wanted[..., 2:-2, 2:-2], rtol=0, atol=1e-5)
@@ -130,5 +133,4 @@ def test_wrong_settings_and_images_are_refused():
         tiny(2, padding="mirror")
     with pytest.raises(ValueError, match=r"image must be \(N, 3, 64, 64\), got \(1, 3, 32, 32\)"):
         tiny(2)(torch.rand(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="plain CNN"):
-        tiny(0).windows(torch.rand(1, 3, 64, 64))
+    assert tiny(0).warps(torch.rand(1, 3, 64, 64)) == []

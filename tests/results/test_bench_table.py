@@ -26,7 +26,10 @@ def measured(ms, ratio, **parts):
 def path(tmp_path):
     loader = measured(10.0, 1.5)
     loader["contenders"]["plain loop, DataLoader"] = {"ms": 40.0, "images_per_s": 3_200.0, "ratio": 0.375}
+    loader["contenders"]["public layers"] = {"ms": 60.0, "images_per_s": 2_100.0, "ratio": 0.5}
+    loader["contenders"]["direct"] = {"ms": 15.0, "images_per_s": 8_500.0, "ratio": 1.0}
     record = {"task": "mnist_r", "protocol": "fast", "device": "A processor", "threads": 1}
+    record["instructions"] = "AVX2"
     record["models"] = {"cnn": loader, "st_cnn_tps": measured(20.0, 2.0, localisation=4.0)}
     path = tmp_path / "results" / "bench" / "step_cpu.json"
     path.parent.mkdir(parents=True)
@@ -41,6 +44,8 @@ def test_rows_are_computed_from_the_record(path):
     assert (cnn["GFLOP/step"], cnn["÷ without ST"], st["÷ without ST"]) == ("3.53", "–", "2.00")
     assert (cnn["ms/step"], cnn["images/s"], cnn["ours ÷ DataLoader"]) == ("10.0", "12800", "4.00")
     assert (st["ours ÷ plain loop"], st["stack of 3 ÷ plain loop"], st["ours ÷ DataLoader"]) == ("2.00", "1.50", "–")
+    assert (cnn["ours ÷ public layers"], cnn["ours ÷ direct"], st["ours ÷ direct"]) == ("3.00", "1.50", "–")
+    assert ", instructions AVX2." in bench_table(path)
     assert (cnn["distortion, %"], cnn["localisation, %"]) == ("25", "–")
     assert (st["distortion, %"], st["localisation, %"], st["of peak, %"]) == ("12", "50", "42")
 

@@ -62,7 +62,7 @@ def test_a_bad_run_may_have_measured_nothing(tmp_path, bad, status):
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"schema": 1}, "schema must be one of 2, got 1"),
         ({"task": "a/b"}, "task must match pattern '^[A-Za-z0-9_-]+$', got 'a/b'"),
-        ({"data": "fake"}, "data must be one of real, standin, got 'fake'"),
+        ({"data": "fake"}, "data must be one of real, subset, standin, got 'fake'"),
         ({"config_hash": "xyz"}, "config_hash must match pattern"),
         ({"finished_at": "2025-01-01T00:00:00"}, "finished_at"),
         ({"git": {"revision": "abc"}}, "missing key 'git.dirty'"),

@@ -186,7 +186,7 @@ def test_without_records_the_page_says_so(project):
     assert "0 run records" in page.all("header")[0][1]
 
 
-def test_what_cannot_be_shown_is_one_line_each_and_the_rest_is_shown(project, record, capsys, monkeypatch):
+def test_what_cannot_be_shown_is_one_line_each_and_the_rest_is_shown(project, record, capsys):
     project(record(), record(seed=1))
     torn = project.results / "runs/mnist_r/fcn/fast/seed1.json"
     torn.write_text(torn.read_text()[:100])
@@ -203,10 +203,8 @@ def test_what_cannot_be_shown_is_one_line_each_and_the_rest_is_shown(project, re
         assert said in page.all("section", class_="problems")[0][1]
     assert all(len(problem.splitlines()) == 1 for problem in problems)
     assert "5.00" in page.all("table", class_="numbers")[0][1]
-    arguments = ["--results-dir", str(project.results), "--conf", str(project.conf)]
-    monkeypatch.setattr(sys, "argv", ["report", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        verb.report()
+        verb.report({"results_dir": project.results, "conf_dir": project.conf, "out": None})
     assert stopped.value.code == "\n".join(problems)
     assert (project.results / "report.html").exists()
 
@@ -255,7 +253,7 @@ def test_sweeps_show_what_differed_beside_what_came_of_it(project, record):
 
 
 def test_a_folder_that_is_not_there_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report", "--results-dir", str(tmp_path / "nowhere")])
+    monkeypatch.setattr(sys, "argv", ["report", f"results_dir={tmp_path / 'nowhere'}"])
     with pytest.raises(SystemExit) as stopped:
         main(verb.report)
     assert stopped.value.code == 2

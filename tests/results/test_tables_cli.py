@@ -6,20 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tables import main
+from experiments.cli import main
+from experiments.tables import tables
 from stn.results.records import record_path, run_key, write_record
 
 
 @pytest.fixture
-def project(tmp_path, small_table, record):
-    """A folder with the small table and two records; returns how to call the command on it."""
+def project(tmp_path, small_table, record, monkeypatch):
+    """A folder with the small table and two records; call it with arguments of the command: its exit status."""
     small_table()
     for given in (record(seed=0), record(seed=1, wrong=52), record(protocol="smoke", data="standin")):
         write_record(record_path(tmp_path / "results", run_key(given)), given)
 
     def call(*arguments: str) -> int:
-        folders = ["--results", str(tmp_path / "results"), "--conf", str(tmp_path / "conf")]
-        return main([*folders, "--readme", str(tmp_path / "none.md"), *arguments])
+        folders = [f"results_dir={tmp_path / 'results'}", f"conf_dir={tmp_path / 'conf'}"]
+        monkeypatch.setattr("sys.argv", ["tables", *folders, f"readme={tmp_path / 'none.md'}", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main(tables)
+        return ended.value.code
 
     call.tables = tmp_path / "results" / "tables"
     call.runs = tmp_path / "results" / "runs"
@@ -36,7 +40,7 @@ def test_renders_each_protocol_and_kind_of_data(project):
 def test_check_passes_on_what_was_rendered_and_writes_nothing(project, capsys):
     project()
     before = {path: path.stat().st_mtime_ns for path in project.tables.iterdir()}
-    assert project("--check") == 0
+    assert project("check=true") == 0
     assert {path: path.stat().st_mtime_ns for path in project.tables.iterdir()} == before
     assert "6 files up to date" in capsys.readouterr().out
 
@@ -48,7 +52,7 @@ def test_check_lists_what_differs(project, capsys):
     (project.tables / "table9_fast.csv").write_text("")
     (project.tables / "README.md").write_text("not a table")
     capsys.readouterr()
-    assert project("--check") == 1
+    assert project("check=true") == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["differs: tablegolden_fast.md", "missing: tablegolden_fast.tex", "superfluous: table9_fast.csv"]
 
@@ -65,22 +69,21 @@ def test_stale_tables_are_removed_and_nothing_else(project):
 def test_a_bad_record_is_one_line_and_status_2(project, capsys):
     path = project.runs / "mnist_r/fcn/fast/seed0.json"
     path.write_text(path.read_text()[:100])
-    assert project("--check") == 2
+    assert project("check=true") == 2
     error = capsys.readouterr().err
     assert str(path) in error
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--results", "nowhere"], ["--conf", "nowhere"]])
-def test_a_missing_folder_is_one_line_and_status_2(project, arguments, capsys):
-    assert project(*arguments) == 2
+@pytest.mark.parametrize("argument", ["results_dir=nowhere", "conf_dir=nowhere"])
+def test_a_missing_folder_is_one_line_and_status_2(project, argument, capsys):
+    assert project(argument) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_no_records_no_tables(tmp_path, small_table, capsys):
-    small_table()
-    (tmp_path / "results").mkdir()
-    assert main(["--results", str(tmp_path / "results"), "--conf", str(tmp_path / "conf"), "--check"]) == 0
+def test_no_records_no_tables(project, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert project("check=true", f"results_dir={tmp_path / 'empty'}") == 0
 
 
 def test_rendering_imports_no_torch():
@@ -92,7 +95,7 @@ def test_rendering_imports_no_torch():
 def test_a_block_of_the_readme_holds_the_head_of_its_table(project, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- table: tablegolden_fast -->\nstale words\n<!-- end of table -->\nafter\n")
-    assert project("--readme", str(readme)) == 0
+    assert project(f"readme={readme}") == 0
     text = readme.read_text()
     overview = (project.tables / "tablegolden_fast.md").read_text().split("\n## ")[0]
     assert text.startswith("before\n")
@@ -100,13 +103,15 @@ def test_a_block_of_the_readme_holds_the_head_of_its_table(project, tmp_path):
     assert "stale words" not in text
     assert "## " not in text
     assert all(line in text for line in overview.splitlines() if line.startswith("|"))
-    assert project("--check", "--readme", str(readme)) == 0
+    assert project("check=true", f"readme={readme}") == 0
 
 
-def test_check_fails_on_a_stale_table_in_the_readme(project, tmp_path, capsys):
-    readme = tmp_path / "README.md"
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_check_fails_on_a_stale_table_in_the_readme_or_a_page_of_docs(project, tmp_path, capsys, page):
+    readme = tmp_path / page
+    readme.parent.mkdir(exist_ok=True)
     readme.write_text("<!-- table: tablegolden_fast -->\n<!-- end of table -->\n")
-    project("--readme", str(readme))
+    project(f"readme={tmp_path / 'README.md'}")
     readme.write_text(readme.read_text().replace("|", "!", 1))
-    assert project("--check", "--readme", str(readme)) == 1
-    assert "README.md" in capsys.readouterr().out
+    assert project("check=true", f"readme={tmp_path / 'README.md'}") == 1
+    assert f"differs: a table in {readme.name}" in capsys.readouterr().out

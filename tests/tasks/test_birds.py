@@ -3,8 +3,9 @@ import torch
 
 from stn.data.cub_standin_drawing import PART_NAMES
 from stn.data.streams import Batch
-from stn.nets.cub import Windows, tiling_centres, window_boxes_px
+from stn.nets.cub import tiling_centres
 from stn.tasks.birds import WindowStatistics, head_and_body, share_inside
+from stn.transform import Warped
 
 PX = 100
 
@@ -25,9 +26,8 @@ def statistics_of(theta, parts):
     found = WindowStatistics(PART_NAMES, PX, 0.5)
     for k in range(0, len(parts), 40):  # in batches
         part = slice(k, k + 40)
-        boxes_px = window_boxes_px(theta[part], 0.5, PX)
         batch = Batch(torch.zeros(1), torch.zeros(1), parts=parts[part])
-        found.add(Windows(theta[part], boxes_px), batch)
+        found.add([Warped(None, centre, None) for centre in theta[part].unbind(1)], batch)
     return found.summary()
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stn.nets.colocalisation import ColocalisationLocalisation, Localisers, WindowBounds
-from stn.tasks.colocalisation import crops, iou, misses, pair_loss, window_boxes_px
+from stn.nets.windows import window_boxes_px
+from stn.tasks.colocalisation import crops, iou, misses, pair_loss
 from stn.tasks.window_search import fit_windows, search_windows, squared_distances
 
 BOUNDS = WindowBounds(scale_min=0.2, scale_max=1.0, initial_scale=0.6, max_shift=1.0)

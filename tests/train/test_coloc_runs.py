@@ -11,10 +11,12 @@ from experiments.galleries import windows as galleries
 from stn.data.errors import DataError
 from stn.families import build, coloc, needs
 from stn.nets.mnist import Cnn
+from stn.nets.windows import window_boxes_px
 from stn.results.records import read_record, unpack_wrong
 from stn.settings import RunSettings
-from stn.tasks.colocalisation import Colocalisation, iou, window_boxes_px
+from stn.tasks.colocalisation import Colocalisation, iou
 from stn.train import checkpoints
+from stn.train.stopped import Interrupted
 from tests.tiny import run, unread
 
 CANVAS = 48
@@ -134,7 +136,7 @@ def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(
         if steps >= 20:
             raise SystemError("interrupted")
 
-    with pytest.raises(SystemError):
+    with pytest.raises(Interrupted, match="interrupted"):
         run(settings, progress=stop)
     monkeypatch.setattr(Colocalisation, "begin", lambda self: pytest.fail("searched again"))
     seen = []

@@ -13,10 +13,10 @@ from stn.families.cub_coloc import data_folder, load_encoder, scenes
 from stn.nets.backbones import backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
 from stn.nets.cub import MultiStreamTransformer
+from stn.nets.windows import window_boxes_px
 from stn.results.records import read_record, unpack_wrong
 from stn.settings import RunSettings
 from stn.tasks.birds import BirdColocalisation, square_windows
-from stn.tasks.colocalisation import window_boxes_px
 from tests.tiny import run, unread
 
 

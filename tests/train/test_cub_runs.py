@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from experiments import reproduce
-from experiments.config import CONF, compose_config, compose_run, run_of
+from experiments.config import CONF, compose_config, compose_run, resolved, run_of
 from experiments.galleries.windows import birds
 from stn.data.cub import center_crop, load_cub, prepare_cub
 from stn.data.cub_standin import write_standin
@@ -22,6 +23,7 @@ from stn.results.tables import load_table
 from stn.settings import RunSettings
 from stn.tasks.birds import BirdClassification
 from stn.train import checkpoints
+from stn.train.stopped import Interrupted
 from tests.tiny import run, unread
 from tests.train.two_steps import train_two_steps
 
@@ -108,7 +110,7 @@ def test_an_interrupted_run_ends_at_the_same_numbers_with_dropout_too(monkeypatc
         if steps == 100:
             raise RuntimeError("stopped here")
 
-    with pytest.raises(RuntimeError, match="stopped here"):
+    with pytest.raises(Interrupted, match="stopped here"):
         run(settings, progress=stop)
     seen = []
     resumed = run(settings, progress=seen.append)
@@ -193,9 +195,10 @@ def test_networks_begin_with_the_run_on_other_species_that_they_name(cub_setting
 
 
 def test_reproduce_first_trains_what_the_cells_begin_with_unless_it_is_there(tmp_path, monkeypatch):
-    names = ("protocol", "data", "data_dir", "results_dir", "output_dir", "device", "wandb_mode")
-    values = ("quick", "standin", tmp_path, tmp_path / "results", tmp_path / "outputs", "cpu", "disabled")
-    wanted = dict(zip(names, values, strict=True))
+    overrides = ["protocol=quick", "data=standin", f"data_dir={tmp_path}", "device=cpu", "wandb.mode=disabled"]
+    overrides += [f"results_dir={tmp_path / 'results'}", f"output_dir={tmp_path / 'outputs'}"]
+    config = compose_config("reproduce", overrides)
+    wanted = resolved(OmegaConf.merge(config, {"protocol": None})) | {"protocol": "quick"}
     cells = [reproduce._compose("cub_224", model, seed, wanted) for model in ("cub_cnn", "cub_st2") for seed in (0, 1)]
     (first,) = reproduce._needed(cells, wanted, {})
     assert str(first.key) == "cub_pretrain/cub_cnn/quick/seed0"

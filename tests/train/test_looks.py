@@ -20,9 +20,9 @@ from stn.tasks.classification import Classification
 from stn.tasks.colocalisation import Colocalisation, Scenes
 from stn.tasks.volume_statistics import VolumeStatistics
 from stn.tasks.warp_statistics import WarpStatistics
-from stn.watch.looks import draw, look
+from stn.watch.snapshots import looked_at as look
 
-N = 8
+N = 20  # two of each class: poses have a spread
 RTS = {"name": "rts", "rotation_deg": 45, "scale": [0.7, 1.2], "canvas": 42}
 
 
@@ -102,7 +102,7 @@ def test_every_family_has_something_to_show_and_looking_leaves_no_trace(make, di
     assert (len(found.warps), found.per_image) == (n, per_image)
     assert {(warp.input.shape, warp.output.shape) for warp in found.warps} == {(shape_in, shape_out)}
     assert all(np.isfinite(value) for value in found.statistics.values())
-    assert draw(tmp_path / "warps.png", found, make.__name__).read_bytes().startswith(b"\x89PNG")
+    assert found.draw(tmp_path / "warps.png", make.__name__).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("make", [mnist, addition, svhn], ids=lambda make: make.__name__)

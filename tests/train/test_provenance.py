@@ -12,6 +12,7 @@ import torch
 from stn.nets.mnist import Cnn, Fcn
 from stn.train import provenance
 from stn.train.provenance import arithmetic, device_name, git_state, versions
+from tests import tiny
 
 
 def test_versions_are_those_installed(monkeypatch):
@@ -25,17 +26,23 @@ def test_versions_are_those_installed(monkeypatch):
 def test_which_way_convolutions_went_and_with_which_instructions():
     assert arithmetic(Fcn((1, 42, 42), (8, 64))).keys() == {"instructions"}
     net = Cnn((1, 42, 42), (8, 64))
+    with torch.no_grad():
+        net(torch.rand(1, 1, 42, 42))
+    assert "convolutions" not in arithmetic(net)  # how it was tested is not how it was trained
+    net(torch.rand(1, 1, 42, 42))
     assert arithmetic(net)["convolutions"] == "direct"
     net = Cnn((1, 42, 42), (64, 64))
     net(torch.rand(64, 1, 42, 42))
     assert arithmetic(net)["convolutions"] == "frequency"
 
 
-def test_a_processor_that_may_not_use_bf16_has_none():
-    code = "from stn.train.provenance import computes_bf16; print(computes_bf16())"
+def test_a_processor_that_may_not_use_bf16_says_what_it_costs():
+    code = "import torch; from stn.train.provenance import cost_of_bf16; print(cost_of_bf16(torch.device('cpu')))"
     imitated = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     found = subprocess.run([sys.executable, "-c", code], env=imitated, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    assert "does not compute in bf16" in found.stdout
+    assert "this processor (AVX2" in found.stdout
+    assert len(found.stdout.splitlines()) == 1
 
 
 def test_the_cpu_has_a_name():
@@ -99,3 +106,13 @@ def test_the_repository_around_an_environment_is_not_the_checkout(monkeypatch, c
     (installed / "provenance.py").touch()
     monkeypatch.setattr(provenance, "__file__", str(installed / "provenance.py"))
     assert git_state() == {"revision": None, "dirty": None}
+
+
+def test_training_in_bf16_says_before_it_starts_what_that_costs_here(toy_mnist, settings_of, monkeypatch, caplog):
+    monkeypatch.setattr(provenance, "computes_bf16", lambda: False)
+    tiny.run(settings_of("mnist_r", "fcn", steps=2))
+    assert caplog.messages == []
+    tiny.run(settings_of("mnist_r", "fcn", steps=2).changed(precision="bf16"))
+    assert [message for message in caplog.messages if "ten times as long as in float32" in message] == caplog.messages
+    assert len(caplog.messages) == 1
+    assert provenance.cost_of_bf16(torch.device("cuda")) is None

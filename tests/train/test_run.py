@@ -21,6 +21,7 @@ from stn.results.records import read_record, record_path, unpack_wrong
 from stn.tasks import classification
 from stn.train import checkpoints
 from stn.train.outcome import CURVE_POINTS, thinned
+from stn.train.stopped import Interrupted
 from tests.tiny import SGD, STEP, run
 
 CANVAS = {"mnist_r": 28, "mnist_rts": 42, "mnist_p": 28, "mnist_e": 28, "mnist_tc": 60}
@@ -138,6 +139,9 @@ def test_a_heldout_run_says_so_in_its_settings(monkeypatch, toy_digits, settings
     record = run(settings_of("mnist_r", "fcn", "evaluate=heldout"))
     assert record["config"]["evaluate"] == "heldout"
     assert record["n_test"] == 600
+    measured = record["metrics"].keys() | record["per_draw"].keys()
+    assert "heldout/error_pct" in measured
+    assert not any(name.startswith("test/") for name in measured)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, CURVE_POINTS, CURVE_POINTS + 1, 3000, 3001])
@@ -194,14 +198,15 @@ def test_a_transformer_that_looks_past_the_image_is_recorded_as_collapsed(monkey
     assert "0.0% of a sampling grid lies inside the image" in record["reason"]
 
 
-def test_an_error_in_training_is_recorded_and_raised(toy_mnist, settings_of):
+def test_an_error_in_training_is_recorded_and_raised(monkeypatch, toy_mnist, settings_of):
     settings = settings_of("mnist_r", "fcn")
 
-    def stop(steps):
+    def fail(module):
         raise RuntimeError("no room\nfor more")
 
+    monkeypatch.setattr(classification.Classification, "batch_loss", fail)
     with pytest.raises(RuntimeError, match="no room"):
-        run(settings, progress=stop)
+        run(settings)
     record = record_of(settings)
     assert record["status"] == "failed"
     assert record["reason"] == "RuntimeError: no room for more"
@@ -266,7 +271,7 @@ def interrupt(settings, at):
         if steps >= at:
             raise SystemError("interrupted")
 
-    with pytest.raises(SystemError, match="interrupted"):
+    with pytest.raises(Interrupted, match="interrupted"):
         run(settings, progress=stop)
     assert (folder_of(settings) / "last.ckpt").exists()
 
@@ -293,7 +298,7 @@ def test_a_run_interrupted_after_its_last_step_is_only_tested(monkeypatch, toy_m
     whole = run(settings)
     with monkeypatch.context() as patch:
         patch.setattr("stn.tasks.classification.Classification.on_test_start", lambda self: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(Interrupted, match="division by zero"):
             run(settings)
     interrupted = torch.load(folder_of(settings) / "last.ckpt", weights_only=True)["steps_done"]
     seen = []

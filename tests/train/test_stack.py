@@ -15,7 +15,7 @@ from stn.tasks.classification import Classification
 from stn.train import checkpoints
 from stn.train import run as run_module
 from stn.train.run import train
-from stn.train.stopped import OutOfTime
+from stn.train.stopped import Interrupted, OutOfTime
 from tests.tiny import SGD, STEP, run
 
 ELAPSED = {"wall_s", "images_per_s", "finished_at"}
@@ -150,7 +150,7 @@ def test_an_interrupted_stack_ends_at_the_numbers_of_an_uninterrupted_one(monkey
     def stop(steps):
         raise SystemError("interrupted")
 
-    with pytest.raises(SystemError):
+    with pytest.raises(Interrupted, match="interrupted"):
         train(settings, progress=stop)
     seen = []
     resumed = train(settings, progress=seen.append)

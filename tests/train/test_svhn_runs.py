@@ -10,6 +10,7 @@ import torch
 from experiments.config import CONF, compose_run
 from experiments.galleries import warps
 from stn import families
+from stn.bench.networks import step_ratios
 from stn.data.errors import DataError
 from stn.data.svhn import NumberCrops, load_svhn
 from stn.data.svhn_stream import NumberStream
@@ -20,7 +21,7 @@ from stn.results.records import read_record, unpack_wrong
 from stn.results.tables import load_table
 from stn.tasks.classification import cross_entropy
 from stn.train import checkpoints
-from stn.train.step_time import step_ratios
+from stn.train.stopped import Interrupted
 from tests.tiny import run, unread
 from tests.train.two_steps import train_two_steps
 
@@ -126,7 +127,7 @@ def test_an_interrupted_run_with_dropout_ends_at_the_numbers_of_an_uninterrupted
     def stop(steps):
         raise SystemError("interrupted")
 
-    with pytest.raises(SystemError, match="interrupted"):
+    with pytest.raises(Interrupted, match="interrupted"):
         run(settings, progress=stop)
     assert (settings.folder / "last.ckpt").exists()
     seen = []
@@ -185,7 +186,7 @@ def test_what_is_not_all_of_svhn_is_refused_as_real(svhn_settings, monkeypatch):
     for call in (families.prepare, families.build):
         with pytest.raises(DataError, match="data=real: the SVHN train that is there is drawn"):
             call(real)
-    monkeypatch.setattr("stn.data.svhn.read_mark", lambda folder: None)  # as if they were photographs
+    monkeypatch.setattr("stn.data.svhn_crops.read_mark", lambda folder: None)  # as if they were photographs
     with pytest.raises(DataError, match=f"train that is there has {N['train']} pictures instead of 33402: delete it"):
         families.build(real)
     monkeypatch.setattr("stn.data.svhn.PICTURES", N)
@@ -216,7 +217,8 @@ def test_extra_is_joined_to_train(svhn_settings, drawn, monkeypatch):
 def toy_numbers(labels, px=2):
     labels = torch.tensor(labels)
     images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, px, px, 3).contiguous()
-    return NumberCrops(images, labels, (labels < 10).sum(1), standin=True, source_pictures=len(labels))
+    boxes_px = torch.zeros(len(labels), 5, 4)
+    return NumberCrops(images, labels, (labels < 10).sum(1), boxes_px, standin=True, source_pictures=len(labels))
 
 
 def test_a_batch_is_pictures_with_their_labels_scaled_to_one():

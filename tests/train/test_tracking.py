@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from stn.results.records import RunKey, record_path
-from stn.train.stopped import OutOfTime
+from stn.results.records import RunKey, read_record, record_path
+from stn.train.stopped import Interrupted, OutOfTime
 from stn.watch.telemetry import Telemetry, confusion
-from stn.watch.tracking import tracking
+from stn.watch.tracking import NotStarted, options
 from tests.tiny import SGD, STEP, run
 
 VERB = Path(__file__).with_name("toy_verb.py")
@@ -158,7 +158,7 @@ def test_a_stopped_run_is_preempted_and_goes_on_as_the_same_run(offline_environm
 def test_every_run_of_a_process_is_closed_as_what_it_was(
     offline_environment, toy_mnist, settings_of, tmp_path, monkeypatch
 ):
-    """As in a multirun with the basic launcher: diverged, failed, and then one that is well."""
+    """Diverged, failed, and then one that is well."""
 
     def broken(*_):
         raise RuntimeError("broken")
@@ -177,22 +177,12 @@ def test_every_run_of_a_process_is_closed_as_what_it_was(
     assert ends == {0: ("failed", 1, "diverged"), 1: ("failed", 1, "failed"), 2: ("finished", 0, "ok")}
 
 
-@pytest.fixture
-def loggers(offline_environment, monkeypatch):
-    """Call it with a run: what tracking asks WandbLogger for."""
-    asked = []
-    monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger", lambda **arguments: asked.append(arguments))
-
-    def ask(run):
-        with tracking(run):
-            return asked[-1]
-
-    return ask
-
-
-def test_a_resumed_run_continues_the_same_wandb_run(loggers, settings_of):
+def test_a_resumed_run_continues_the_same_wandb_run(offline_environment, settings_of):
     settings = settings_of("mnist_r", "fcn", "wandb.mode=offline")
-    first, again = loggers(settings), loggers(settings.changed(output_dir="elsewhere", device="auto"))
+    first, again = (
+        options(settings, {}),
+        options(settings.changed(output_dir=settings.output_dir / "elsewhere", device="auto"), {}),
+    )
     assert first["id"] == again["id"]
     assert first["resume"] == "allow"
     assert first["group"] == "mnist_r/fcn"  # seeds of one cell
@@ -203,17 +193,17 @@ def test_a_resumed_run_continues_the_same_wandb_run(loggers, settings_of):
         {"results_dir": settings.results_dir / "sweeps"},
         {"data": "standin"},
     ]
-    assert len({first["id"], *(loggers(settings.changed(**change))["id"] for change in changes)}) == 5
+    assert len({first["id"], *(options(settings.changed(**change), {})["id"] for change in changes)}) == 5
 
 
-def test_a_sweep_is_a_group(loggers, settings_of):
+def test_a_sweep_is_a_group(offline_environment, settings_of):
     plain = settings_of("mnist_r", "fcn", "wandb.mode=offline")
     departed = plain.changed(protocol="smoke-0123abcd")
-    assert loggers(departed)["group"] == "sweep of mnist_r/fcn, smoke"
-    assert loggers(departed)["job_type"] == "smoke-0123abcd"
-    assert loggers(plain.changed(data="standin"))["group"] == "mnist_r/fcn standin"
+    assert options(departed, {})["group"] == "sweep of mnist_r/fcn, smoke"
+    assert options(departed, {})["job_type"] == "smoke-0123abcd"
+    assert options(plain.changed(data="standin"), {})["group"] == "mnist_r/fcn standin"
     for one in (plain, departed):
-        assert loggers(one.changed(wandb=one.wandb.model_dump() | {"group": "rates"}))["group"] == "rates"
+        assert options(one.changed(wandb=one.wandb.model_dump() | {"group": "rates"}), {})["group"] == "rates"
 
 
 def test_what_w_and_b_says_is_what_the_record_says(offline_environment, toy_mnist, settings_of, tmp_path):
@@ -231,10 +221,118 @@ def test_what_w_and_b_says_is_what_the_record_says(offline_environment, toy_mnis
     assert {model: status for model, (status, _) in told.items()} == {"fcn": "diverged", "cnn": "collapsed"}
 
 
+# -- when W&B does not do what it should ----------------------------------------------------------------------------
+
+
+def test_without_a_login_nothing_is_recorded_and_one_line_says_what_to_do(
+    offline_environment, toy_mnist, settings_of, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_MODE")
+    settings = settings_of("mnist_r", "fcn")
+    before = run(settings)
+    online = settings.changed(wandb=settings.wandb.model_dump() | {"mode": "online"})
+    with pytest.raises(NotStarted, match=r"W&B did not start .*`wandb login`.*wandb\.mode=offline") as error:
+        run(online)
+    assert "\n" not in str(error.value)
+    assert read_record(settings.record_file) == before
+
+
+def test_wandbs_end_in_the_middle_does_not_end_the_run(
+    offline_environment, toy_mnist, settings_of, tmp_path, monkeypatch, caplog
+):
+    """Its service process is killed after the first chunk."""
+    log, killed = Telemetry.on_train_batch_end, []
+
+    def kill(self, trainer, module, *rest):
+        log(self, trainer, module, *rest)
+        if not killed:
+            killed.extend(_kill_children("wandb-core"))
+            time.sleep(0.5)
+
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", kill)
+    record = run(settings_of("mnist_r", "st_fcn_affine", "wandb.mode=offline", steps=STEPS))
+    assert killed
+    assert record["status"] == "ok"
+    assert "the run goes on and is tracked offline" in caplog.text
+    first, second = run_folders(tmp_path)
+    shown = json.loads(leet(second, "--summary"))
+    assert (shown["state"], shown["summary"]["status"]) == ("finished", "ok")
+    assert shown["run_id"] == second.name.rpartition("-")[2] == first.name.rpartition("-")[2]
+    assert max(history_of(second)["train/loss"]) == STEPS
+
+
+def _kill_children(name):
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, rest = path.read_text().rpartition(")")
+        except OSError:
+            continue
+        if head.endswith(f"({name}") and int(rest.split()[1]) == os.getpid():
+            os.kill(pid := int(path.parent.name), 9)
+            yield pid
+
+
+def test_what_fails_around_a_run_is_not_its_result(offline_environment, toy_mnist, settings_of, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such terminal")
+
+    settings = settings_of("mnist_r", "fcn", "wandb.mode=offline")
+    monkeypatch.setattr(Telemetry, "on_train_batch_end", broken)
+    with pytest.raises(Interrupted, match="no such terminal; nothing is recorded"):
+        run(settings)
+    assert not settings.record_file.exists()
+
+
+def test_a_good_record_is_not_replaced_by_a_failure(toy_mnist, settings_of, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    settings = settings_of("mnist_r", "fcn")
+    before = run(settings)
+    monkeypatch.setattr("stn.tasks.classification.Classification.chunk_metrics", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        run(settings)
+    assert read_record(settings.record_file) == before
+    run_two = settings.changed(seed=1)
+    with pytest.raises(RuntimeError, match="broken"):
+        run(run_two)
+    assert read_record(run_two.record_file)["status"] == "failed"
+
+
+def test_every_file_lies_below_the_output_folder(toy_data_dir, tmp_path):
+    """With a home folder that takes nothing."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o555)
+    call = [sys.executable, VERB, "experiments.train", "task=mnist_r", "model=fcn", "protocol=smoke", "progress=false"]
+    call += [f"data_dir={toy_data_dir}", "results_dir=results", "output_dir=outputs", "device=cpu"]
+    call += ["wandb.artifacts=true", "loggers=[csv]", "protocol.mnist.steps=60"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"TOY_DATA_DIR": str(toy_data_dir), "HOME": str(home), "WANDB_MODE": "offline"}
+    result = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "wandb sync" in result.stdout
+    assert [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts] == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"home", "results", "outputs"}
+    (folder,) = run_folders(tmp_path)
+    assert "artifact" in {json.loads(line)["type"] for line in leet(folder).splitlines()}
+    (rows,) = (tmp_path / "outputs").rglob("csv/metrics.csv")
+    assert "train/loss" in rows.read_text().splitlines()[0]
+
+
+def test_a_wandb_agent_gives_a_run_its_id(offline_environment, toy_mnist, settings_of, tmp_path, monkeypatch):
+    for name, value in (("SWEEP_ID", "s1"), ("RUN_ID", "fromagent"), ("SWEEP_PARAM_PATH", str(tmp_path / "none.yaml"))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    run(settings_of("mnist_r", "fcn", "wandb.mode=offline"))
+    (folder,) = run_folders(tmp_path)
+    assert json.loads(leet(folder, "--summary"))["run_id"] == "fromagent"
+
+
 def test_a_run_without_tracking_does_not_import_wandb(toy_data_dir, tmp_path):
     call = [sys.executable, VERB, "experiments.train", "task=mnist_r", "model=fcn", "protocol=smoke", "progress=false"]
     call += [f"data_dir={toy_data_dir}", "results_dir=results", "output_dir=outputs", "device=cpu"]
-    environment = os.environ | {"TOY_DATA_DIR": str(toy_data_dir)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment["TOY_DATA_DIR"] = str(toy_data_dir)
     result = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()

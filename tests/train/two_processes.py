@@ -42,7 +42,7 @@ def _doubled(make: Callable) -> Callable:
 
 if __name__ == "__main__":
     in_double()
-    for settings, budget_s in json.loads(Path(sys.argv[1]).read_text()):
+    for settings, budget_s in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         try:
             train([run_settings(settings)], deadline=None if budget_s is None else time.time() + budget_s)
         except OutOfTime as stopped:

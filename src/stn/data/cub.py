@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stn.data.cub_annotations import Annotations, read_annotations
-from stn.data.cub_images import find_problem, make_cache, open_cache
-from stn.data.download import extract_tar, fetch
+from stn.data.cache import cache_problem
+from stn.data.cub_annotations import PART_MARK, Annotations, read_annotations
+from stn.data.cub_images import cache_images, images_source, open_cache
+from stn.data.download import extract_tar, fetch, verify
 from stn.data.errors import DataError
+from stn.data.subset import Part, check_part, place_part, source_folders
 
 __all__ = [
     "Annotations",
@@ -23,6 +25,7 @@ __all__ = [
     "fetch_cub",
     "load_cub",
     "prepare_cub",
+    "prepare_cub_part",
     "random_crop_flip",
     "read_annotations",
 ]
@@ -32,8 +35,6 @@ ARCHIVE_MD5 = "97eceeb196236b17998738112f37df78"
 ARCHIVE_BYTES = 1_150_585_339
 ARCHIVE_URLS = (f"https://data.caltech.edu/records/65de6-vp158/files/{ARCHIVE}?download=1",)
 ROOT = "CUB_200_2011"  # the folder in the archive
-# 12 005 members, 1.2 GB unpacked.
-MAX_MEMBERS, MAX_BYTES = 20_000, 3 << 30
 SPLITS = ("train", "test")
 SIZES_PX = (256, 512)  # shorter sides, for crops of 224 and of 448 px
 
@@ -100,7 +101,7 @@ def fetch_cub(data_dir: str | Path) -> Path:
     root = _root(data_dir)
     if root is None:
         archive = fetch(ARCHIVE_URLS, data_dir / ARCHIVE, ARCHIVE_MD5, ARCHIVE_BYTES)
-        root = extract_tar(archive, data_dir / ROOT, MAX_BYTES, MAX_MEMBERS, ROOT)
+        root = extract_tar(archive, data_dir / ROOT, ROOT)
     return root
 
 
@@ -120,15 +121,33 @@ def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX, sour
     It is `data_dir` itself, or CUB_200_2011 in it, or comes from `data_dir`/CUB_200_2011.tgz, or is downloaded. The
     caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px. `source`, "real" or "standin", is
     what the birds must be; by default either.
-    Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `make_cache`.
+    Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `cache_images`.
     """
     root = fetch_cub(data_dir)
     annotations = read_annotations(root)
     if source not in (None, annotations.source):
         raise DataError(f"data={source}: the birds in {root} are {annotations.source}")
     for size_px in sizes_px:
-        make_cache(annotations, _cache(Path(data_dir), size_px), size_px)
+        cache_images(annotations, _cache(Path(data_dir), size_px), size_px)
     return root
+
+
+def prepare_cub_part(part: Part, data_dir: str | Path) -> Path:
+    """`data_dir`/subset/<part>, a data folder whose CUB_200_2011 holds the official lists and the listed photographs.
+
+    Raises: DataError, one line, naming what is missing, changed or one too many.
+    """
+    folder = Path(data_dir) / "subset" / part.name
+    roots = [source / place for source in source_folders(data_dir) for place in (ROOT, f"cub/{ROOT}", ".")]
+    archive = next((root / ARCHIVE for root in roots if (root / ARCHIVE).is_file()), None)
+    if archive and not any((place / "images.txt").is_file() for place in (folder / ROOT, *roots)):
+        extract_tar(verify(archive, ARCHIVE_MD5, ARCHIVE_BYTES), Path(data_dir) / ROOT, ROOT)
+    mark = "".join(f"{md5}  {name}\n" for name, md5 in part.files.items())
+    place_part(part, roots, folder / ROOT, lambda tree: (tree / PART_MARK).write_text(mark, encoding="utf-8"))
+    check_part(part, folder / ROOT, [PART_MARK])
+    if (folder / ROOT / PART_MARK).read_text(encoding="utf-8") != mark:
+        raise DataError(f"data=subset: {folder / ROOT} is of another list: delete {folder}, and it is made anew")
+    return folder
 
 
 def load_cub(data_dir: str | Path, split: str, size_px: int, checksums: bool = False) -> Birds:
@@ -141,12 +160,14 @@ def load_cub(data_dir: str | Path, split: str, size_px: int, checksums: bool = F
         raise ValueError(f"load_cub: split must be one of {SPLITS}, got {split!r}")
     root = _root(Path(data_dir))
     if root is None:
-        raise DataError(f"CUB-200-2011 is not in {data_dir}: run `python -m experiments.prepare cub` first")
+        raise DataError(f"CUB-200-2011 is not in {data_dir}: run `python -m experiments.prepare dataset=cub` first")
     annotations = read_annotations(root)
     folder = _cache(Path(data_dir), size_px)
-    problem = find_problem(folder, annotations, size_px, checksums)
+    problem = cache_problem(folder, images_source(annotations, size_px), checksums)
     if problem is not None:
-        raise DataError(f"{folder} {problem}: run `python -m experiments.prepare cub --protocol …`, this run's, first")
+        raise DataError(
+            f"{folder} {problem}: run `python -m experiments.prepare dataset=cub protocol=…`, this run's, first"
+        )
     pixels, index = open_cache(folder)
     chosen = torch.from_numpy(index.pop("is_train") == (split == "train"))
     return Birds(

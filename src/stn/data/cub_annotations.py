@@ -5,21 +5,20 @@ Format (README of the data set): one record a line, fields separated by blanks, 
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stn.data.errors import DataError
+from stn.data.standin import STANDIN_MARK
 
 FORMS = {
-    "images.txt": "<image_id> <class folder>/<file>",
+    "images.txt": "<image_id> <file>",
     "image_class_labels.txt": "<image_id> <class_id>",
-    "train_test_split.txt": "<image_id> <1 train, 0 test>",
+    "train_test_split.txt": "<image_id> <is_train>",
     "bounding_boxes.txt": "<image_id> <x> <y> <width> <height>",
     "classes.txt": "<class_id> <name>",
     "parts/parts.txt": "<part_id> <name>",
@@ -27,10 +26,11 @@ FORMS = {
 }
 # Of the official release: classes, images, training images, parts.
 OFFICIAL_COUNTS = (200, 11_788, 5_994, 15)
-# Lies beside images.txt of a stand-in: a folder that has it is never taken for the real birds.
-STANDIN_MARK = "standin.json"
-# No photograph is larger; bounds what a nonsensical file can make us allocate.
-MAX_PX = 1e5
+# Lies beside images.txt of a listed part of the real birds, and names its photographs: the official lists name all.
+PART_MARK = "part.md5"
+MAX_PX = 1e5  # no photograph is larger
+# What each field can be, where it is not text: whole numbers, or pixels.
+WHOLE, PIXELS = {"is_train": (0, 1), "visible": (0, 1)}, ("x", "y", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Annotations:
     parts: np.ndarray
     classes: tuple[str, ...]
     part_names: tuple[str, ...]
-    source: str  # "real" or "standin", as in a run's record
+    source: str  # "real", "subset" or "standin", as in a run's record
     sha256: str  # of the text files and of the names and byte counts of the images
 
     def __len__(self) -> int:
@@ -60,100 +60,104 @@ class Annotations:
 def read_annotations(root: str | Path) -> Annotations:
     """The annotations in `root`, the folder that holds images.txt. Opens no image.
 
+    Of a listed part (`PART_MARK`) the images in it, with its classes alone.
     Raises: DataError, one line naming the file (and its line), for a file that is missing or malformed, ids that are
-    not 1..N or differ between files, a class folder that is not the image's class, a box without area, an image that is
-    not there, and numbers of images, classes or parts that are not the official ones, unless it is a stand-in.
+    not 1..N, a class folder that is not the image's class, a box without area, an image that is not there, and numbers
+    of images, classes or parts that are not the official ones, unless it is a stand-in.
     """
-    tables = _Tables(Path(root))
-    classes = tables.by_id("classes.txt", _name)
-    part_names = tables.by_id("parts/parts.txt", _name)
-    files = tables.by_id("images.txt", _image_file)
-    labels = tables.by_id("image_class_labels.txt", lambda text: _integer(text, 1, len(classes)), like=files)
-    split = tables.by_id("train_test_split.txt", lambda text: _integer(text, 0, 1), like=files)
-    boxes = tables.by_id("bounding_boxes.txt", _box, like=files)
-    parts = tables.part_locations(len(files), len(part_names))
-    for i, (file, label) in enumerate(zip(files, labels, strict=True), start=1):
-        if file.split("/")[0] != classes[label - 1]:
-            raise DataError(
-                f"{tables.root / 'images.txt'}: image {i} is {_short(file)}, but by image_class_labels.txt it is of "
-                f"class {label}, {_short(classes[label - 1])}"
-            )
-    byte_counts = _byte_counts(tables.root / "images", files)
-    digest = hashlib.sha256(json.dumps([tables.content, byte_counts], sort_keys=True).encode())
+    root = Path(root)
+    content = {name: _read(root / name) for name in FORMS}
+    classes = tuple(_table(root, content, "classes.txt", None)["name"])
+    part_names = tuple(_table(root, content, "parts/parts.txt", None)["name"])
+    files = _table(root, content, "images.txt", None)["file"]
+    n = len(files)
+    labels = _table(root, content, "image_class_labels.txt", n)["class_id"].astype(np.int64) - 1
+    is_train = _table(root, content, "train_test_split.txt", n)["is_train"] == 1
+    boxes = np.stack([*map(_table(root, content, "bounding_boxes.txt", n).get, PIXELS)], axis=1)
+    located = _table(root, content, "parts/part_locs.txt", n * len(part_names))
+    parts = np.stack([located[name] for name in ("x", "y", "visible")], axis=1).reshape(n, len(part_names), 3)
+    _check(root, files, labels, classes, boxes)
+    boxes[:, 2:] += boxes[:, :2]
+    source = _source(root, (len(classes), n, int(is_train.sum()), len(part_names)))
+    chosen = np.arange(n)
+    if source == "subset":
+        listed = {line.split("  images/", 1)[-1] for line in _read(root / PART_MARK).splitlines()}
+        chosen = np.flatnonzero([file in listed for file in files])
+        kept, labels = np.unique(labels[chosen], return_inverse=True)
+        classes = tuple(classes[k] for k in kept)
+    files = tuple(files[i] for i in chosen)
+    byte_counts = _byte_counts(root / "images", files)
+    digest = hashlib.sha256(json.dumps([content, byte_counts], sort_keys=True).encode())
     return Annotations(
-        root=tables.root,
+        root=root,
         image_files=files,
-        labels=np.array(labels, dtype=np.int64) - 1,
-        is_train=np.array(split, dtype=bool),
-        boxes_px=np.array(boxes, dtype=np.float32),
-        parts=parts,
+        labels=labels,
+        is_train=is_train[chosen],
+        boxes_px=boxes[chosen].astype(np.float32),
+        parts=(parts * parts[..., 2:])[chosen].astype(np.float32),
         classes=classes,
         part_names=part_names,
-        source=_source(tables.root, (len(classes), len(files), sum(split), len(part_names))),
+        source=source,
         sha256=digest.hexdigest(),
     )
 
 
-class _Tables:
-    """The text files under a root, each read once, and what their lines say."""
+def _table(root: Path, content: dict[str, str], name: str, n: int | None) -> dict[str, np.ndarray | list[str]]:
+    """The columns of a file, its lines in the order of their ids, which must be all of 1..n, or 1..the number of lines.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.content = {name: _read(root / name) for name in FORMS}
+    part_locs.txt has two ids, of the image and of the part.
+    """
+    path, fields = root / name, re.findall("<(.+?)>", FORMS[name])
+    lines = [(k, line) for k, line in enumerate(content[name].split("\n"), start=1) if line.strip()]
+    rows = [line.split(maxsplit=len(fields) - 1) for _, line in lines]
 
-    def records(self, name: str, convert: Callable[[list[str]], Any]) -> list[tuple[int, Any]]:
-        """(line number, converted fields) of every line; `convert` refuses a line with a ValueError."""
-        n_fields = FORMS[name].count(" <") + 1
-        records = []
-        for number, line in enumerate(self.content[name].split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = line.split(maxsplit=n_fields - 1)
-                if len(fields) != n_fields:
-                    raise ValueError
-                records.append((number, convert(fields)))
-            except ValueError as error:
-                reason = f" ({error})" if str(error) else ""
-                raise DataError(
-                    f"{self.root / name}, line {number}: expected {FORMS[name]}, got {_short(line)}{reason}"
-                ) from None
-        if not records:
-            raise DataError(f"{self.root / name} holds no line {FORMS[name]}")
-        return records
+    def refuse(i: int, why: str = "") -> None:
+        raise DataError(f"{path}, line {lines[i][0]}: expected {FORMS[name]}, got {_short(lines[i][1])}{why}")
 
-    def by_id(self, name: str, convert: Callable[[str], Any], like: tuple | None = None) -> tuple:
-        """The values of a file `<id> <value>` in the order of ids 1..N; with `like`, N is its length."""
-        records = self.records(name, lambda fields: (_integer(fields[0]), convert(" ".join(fields[1:]))))
-        n = len(records) if like is None else len(like)
-        values = {}
-        for number, (key, value) in records:
-            if not 1 <= key <= n or key in values:
-                problem = "is there twice" if key in values else f"is not in 1..{n}"
-                origin = "" if like is None else ", the ids of images.txt"
-                raise DataError(f"{self.root / name}, line {number}: id {key} {problem}{origin}")
-            values[key] = value
-        if len(values) != n:
-            missing = next(key for key in range(1, n + 1) if key not in values)
-            raise DataError(f"{self.root / name}: image {missing} of images.txt is not in it")
-        return tuple(values[key] for key in range(1, n + 1))
+    if not rows:
+        raise DataError(f"{path} holds no line {FORMS[name]}")
+    for i, row in enumerate(rows):
+        if len(row) != len(fields):
+            refuse(i)
+    columns = {}
+    for field, texts in zip(fields, zip(*rows, strict=True), strict=True):
+        if field in ("name", "file"):
+            columns[field] = [text.strip() for text in texts]
+            continue
+        columns[field] = np.array([_number(text) for text in texts])
+        low, high = (-MAX_PX, MAX_PX) if field in PIXELS else WHOLE.get(field, (1, 1e9))
+        valid = (low <= columns[field]) & (columns[field] <= high)
+        if field not in PIXELS:
+            valid &= columns[field] % 1 == 0
+        if not valid.all():
+            i = int(np.argmin(valid))
+            refuse(i, f" ({texts[i].strip()[:20]!r} is no {field})")
+    ids = columns[fields[0]]
+    if "part_id" in columns and fields[0] != "part_id":
+        last = columns["part_id"].max()
+        ids = (ids - 1) * last + columns["part_id"]
+    n = n or len(rows)
+    order = np.argsort(ids, kind="stable")
+    if len(rows) != n or (ids[order] != np.arange(1, n + 1)).any():
+        absent = [*np.setdiff1d(np.arange(1, n + 1), ids)[:1].astype(int), "none"][0]
+        raise DataError(f"{path}: {len(rows)} lines, whose ids are not each of 1..{n} once (not there: {absent})")
+    return {name: [v[i] for i in order] if isinstance(v, list) else v[order] for name, v in columns.items()}
 
-    def part_locations(self, n_images: int, n_parts: int) -> np.ndarray:
-        name = "parts/part_locs.txt"
-        parts = np.full((n_images, n_parts, 3), np.nan, dtype=np.float32)
-        for number, (image, part, location) in self.records(name, _part):
-            if not (1 <= image <= n_images and 1 <= part <= n_parts):
-                raise DataError(
-                    f"{self.root / name}, line {number}: image {image}, part {part}: images.txt has {n_images} images, "
-                    f"parts.txt {n_parts} parts"
-                )
-            if not np.isnan(parts[image - 1, part - 1, 2]):
-                raise DataError(f"{self.root / name}, line {number}: part {part} of image {image} is there twice")
-            parts[image - 1, part - 1] = location
-        if np.isnan(parts).any():
-            image, part = np.argwhere(np.isnan(parts[..., 2]))[0] + 1
-            raise DataError(f"{self.root / name}: part {part} of image {image} is not in it")
-        return parts
+
+def _check(root: Path, files: list[str], labels: np.ndarray, classes: tuple[str, ...], boxes: np.ndarray) -> None:
+    """Raises: DataError for an image whose box has no area, or that does not lie in the folder of its class."""
+    for i, (file, label, box) in enumerate(zip(files, labels, boxes, strict=True), start=1):
+        if not (box[2:] > 0).all():
+            raise DataError(f"{root / 'bounding_boxes.txt'}: the box of image {i} has no area")
+        if label >= len(classes):
+            raise DataError(f"{root / 'image_class_labels.txt'}: image {i} is of class {label + 1}, of {len(classes)}")
+        if not re.fullmatch(r"(?!\.\.?/)[^/\\]+/[^/\\]+", file):
+            raise DataError(f"{root / 'images.txt'}: image {i} is {_short(file)}, not a file in a class folder")
+        if file.split("/")[0] != classes[label]:
+            raise DataError(
+                f"{root / 'images.txt'}: image {i} is {_short(file)}, but by image_class_labels.txt it is of class "
+                f"{label + 1}, {_short(classes[label])}"
+            )
 
 
 def _read(path: Path) -> str:
@@ -167,44 +171,11 @@ def _read(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _integer(text: str, low: int | None = None, high: int | None = None) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError(f"{_short(text)} is not a whole number")
-    if low is not None and not low <= int(text) <= high:
-        raise ValueError(f"{text} is not in {low}..{high}")
-    return int(text)
-
-
-def _pixels(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or abs(value) > MAX_PX:
-        raise ValueError(f"{_short(text)} is not a number of pixels")
-    return value
-
-
-def _name(text: str) -> str:
-    return text.strip()
-
-
-def _image_file(text: str) -> str:
-    name = text.strip()
-    folder, _, file = name.partition("/")
-    if not folder or not file or "/" in file or folder in (".", "..") or "\\" in name:
-        raise ValueError("not a file in a class folder")
-    return name
-
-
-def _box(text: str) -> tuple[float, float, float, float]:
-    x, y, width, height = map(_pixels, text.split())
-    if width <= 0 or height <= 0:
-        raise ValueError("a box must have a positive width and height")
-    return x, y, x + width, y + height
-
-
-def _part(fields: list[str]) -> tuple[int, int, tuple[float, float, float]]:
-    visible = _integer(fields[4].strip(), 0, 1)
-    x, y = _pixels(fields[2]), _pixels(fields[3])
-    return _integer(fields[0]), _integer(fields[1]), (x, y, 1.0) if visible else (0.0, 0.0, 0.0)
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def _byte_counts(folder: Path, files: tuple[str, ...]) -> list[int]:
@@ -219,9 +190,7 @@ def _byte_counts(folder: Path, files: tuple[str, ...]) -> list[int]:
         raise DataError(f"cannot read {folder}: {error}") from error
     missing = [file for file in files if file not in listed]
     if missing:
-        raise DataError(
-            f"{folder / missing[0]} is missing ({len(missing)} of the {len(files)} images in images.txt are)"
-        )
+        raise DataError(f"{folder / missing[0]} is missing ({len(missing)} of the {len(files)} listed images are)")
     return [listed[file] for file in files]
 
 
@@ -233,7 +202,7 @@ def _source(root: Path, counts: tuple[int, int, int, int]) -> str:
             f"{root}: (classes, images, training images, parts) are {counts}, of CUB-200-2011 they are "
             f"{OFFICIAL_COUNTS}: unpack the archive anew"
         )
-    return "real"
+    return "subset" if (root / PART_MARK).is_file() else "real"
 
 
 def _short(text: str) -> str:

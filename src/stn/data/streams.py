@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     Of digits also: `digits` (N, C), the class of each channel's, and `src_from_out` (N, C, 2, 3), of volumes
     (N, C, 3, 4), the affine map from the image to the undistorted digit, None where there is none. Of birds: `parts`
-    (N, P, 3), see `stn.data.cub`.
+    (N, P, 3), see `stn.data.cub`. Of house numbers: `boxes` (N, 4), x0, y0, x1, y1 about all digits, normalised.
     """
 
     images: Tensor
@@ -25,6 +25,7 @@ class Batch(NamedTuple):
     digits: Tensor | None = None
     src_from_out: Tensor | None = None
     parts: Tensor | None = None
+    boxes: Tensor | None = None
 
 
 class Stream:

@@ -10,8 +10,10 @@ import importlib
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
+from stn.data.seeds import stream_seed
 from stn.results.records import RunKey
 from stn.settings import Experiment, RunSettings
 from stn.tasks.training import Training
@@ -67,6 +69,13 @@ def network(experiment: Experiment) -> Network:
         return family(experiment).network(experiment)
     except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:  # of a value that nothing else refused
         raise _unusable(experiment, error) from error
+
+
+def seeded_network(run: RunSettings) -> Network:
+    """As `network`, with the weights that the run's seed gives, and torch's random numbers as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(run.seed, "weights"))
+        return network(run)
 
 
 def build(run: RunSettings) -> Built:

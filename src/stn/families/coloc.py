@@ -11,7 +11,7 @@ from stn.data.clutter import Clutter
 from stn.data.errors import DataError
 from stn.data.mnist import MNIST_MD5, Digits, prepare_mnist
 from stn.data.seeds import TEST_SEED, stream_seed
-from stn.families import Built, Network
+from stn.families import Built, Network, seeded_network
 from stn.families.mnist import splits
 from stn.nets.colocalisation import CnnActivations, Localisers
 from stn.results.records import RunKey
@@ -82,9 +82,7 @@ def build(run: RunSettings) -> Built:
     clutter = made(Clutter, task.clutter, "task.clutter")
     train = scenes(train_digits, recipe.images_per_class, clutter, run.seed)
     unseen = scenes(test_digits, recipe.images_per_class, clutter, TEST_SEED)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, _ = network(run)
+    net, widths, _ = seeded_network(run)
     net.standardise(train.images)
     names = [f"digit{k}" for k in range(CLASSES)]
     module = Colocalisation(net, encoder, train, unseen, names, recipe, run.seed, recipe.search(), CHUNK_STEPS)

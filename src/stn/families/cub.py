@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from stn.data.cub import Birds, expect_cub, load_cub, prepare_cub
+from stn.data.cub import Birds, expect_cub, load_cub, prepare_cub, prepare_cub_part
 from stn.data.cub_standin import write_standin
 from stn.data.cub_stream import BirdStream
 from stn.data.errors import DataError
-from stn.data.seeds import stream_seed
-from stn.families import Built, Network
+from stn.data.subset import read_part
+from stn.families import Built, Network, seeded_network
 from stn.nets.backbones import IMAGENET, imagenet_weights, load_weights
 from stn.nets.cub import MultiStreamTransformer
 from stn.results.records import RunKey, config_hash
@@ -22,7 +22,8 @@ from stn.tasks.birds import BirdClassification, WindowStatistics
 from stn.tasks.recipe import ClassificationRecipe, Padding, Share
 from stn.validation import Checked
 
-DATA = ("real", "standin")
+DATA = ("real", "subset", "standin")
+PART, PART_CLASSES = "cub", 12  # of conf/subset
 HELDOUT, STACKS = True, False
 CLASSES = 200
 HELDOUT_EVERY = 6  # evaluate=heldout: every sixth training bird
@@ -79,13 +80,15 @@ class Recipe(ClassificationRecipe):
 
 
 def prepare(run: RunSettings) -> None:
-    """Makes the stand-in, or caches the images of the real birds, which the user must have put in place."""
+    """Makes the stand-in, or caches the images of the real birds, or of a part, which must be in place or near."""
     task, _, recipe = read(run)
     if recipe.pretrained != PRETRAINING[0]:  # a run that may come only after the preparations
         _check_weights(run, recipe)
     folder = data_folder(run)
     if run.data == "standin":
         write_standin(folder, recipe.standin_classes, recipe.standin_birds, task.standin_seed, recipe.standin_px)
+    elif run.data == "subset":
+        prepare_cub_part(read_part(PART), run.data_dir)
     else:
         expect_cub(folder)
     prepare_cub(folder, (_shorter_side_px(run),), run.data)
@@ -108,7 +111,7 @@ def network(experiment: Experiment) -> Network:
     net = MultiStreamTransformer(
         recipe.backbone.name,
         model.windows,
-        recipe.standin_classes if experiment.data == "standin" else CLASSES,
+        {"real": CLASSES, "subset": PART_CLASSES, "standin": recipe.standin_classes}[experiment.data],
         image_px=image_px,
         crop_px=recipe.crop_px,
         scale=recipe.window_scale,
@@ -125,9 +128,7 @@ def build(run: RunSettings) -> Built:
     if run.data == "standin":
         prepare(run)
     _check_weights(run, recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, (_, image_px, _) = network(run)
+    net, widths, (_, image_px, _) = seeded_network(run)
     checksums = _load_pretrained(net, run, recipe)
     train, test = splits(run)
     stream = BirdStream(train, test, image_px)
@@ -149,9 +150,11 @@ def splits(run: RunSettings) -> tuple[Birds, Birds]:
 
 
 def data_folder(run: RunSettings) -> Path:
-    """Where the birds are; each size of stand-in has a folder of its own."""
+    """Where the birds are; a part and each size of stand-in have folders of their own."""
     if run.data == "real":
         return run.data_dir
+    if run.data == "subset":
+        return run.data_dir / "subset" / PART
     task, _, recipe = read(run)
     name = f"cub_{recipe.standin_classes}x{recipe.standin_birds}_{recipe.standin_px}px"
     return run.data_dir / "standin" / (f"{name}_seed{task.standin_seed}" if task.standin_seed else name)
@@ -160,10 +163,10 @@ def data_folder(run: RunSettings) -> Path:
 def read(experiment: Experiment) -> tuple[Task, Model, Recipe]:
     """Raises: ValueError for settings that do not fit, and for real birds where only drawn ones are to be had."""
     task, model, recipe = experiment.read(Task, Model, Recipe)
-    if PRETRAINING[0] in (recipe.pretrained, task.name) and experiment.data == "real":
+    if PRETRAINING[0] in (recipe.pretrained, task.name) and experiment.data != "standin":
         raise ValueError(
-            "data=real: this protocol pre-trains on drawn birds; give data=standin, or protocol=fast or paper after "
-            "`make data-cub`"
+            f"data={experiment.data}: this protocol pre-trains on drawn birds; give data=standin, or protocol=part for "
+            "data=subset, or protocol=fast or paper after `make data-cub`"
         )
     return task, model, recipe
 

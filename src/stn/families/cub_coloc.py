@@ -7,13 +7,13 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from stn.data.cub import Birds, center_crop, expect_cub, load_cub, prepare_cub
+from stn.data.cub import Birds, center_crop, expect_cub, load_cub, prepare_cub, prepare_cub_part
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
-from stn.data.seeds import stream_seed
-from stn.families import Built, Network
+from stn.data.subset import read_part
+from stn.families import Built, Network, seeded_network
 from stn.families.coloc import Model, encoder_weights
-from stn.families.cub import PRETRAINING, pretraining
+from stn.families.cub import PART, PRETRAINING, pretraining
 from stn.nets.backbones import IMAGENET, backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
 from stn.nets.colocalisation import Localisers
@@ -22,7 +22,7 @@ from stn.settings import Experiment, RunSettings, TaskSettings
 from stn.tasks.birds import BirdColocalisation
 from stn.tasks.colocalisation import ColocalisationRecipe, Scenes
 
-DATA = ("real", "standin")
+DATA = ("real", "subset", "standin")
 HELDOUT, STACKS = False, False
 BACKBONE = "efficientnet_lite0"  # of the encoder "imagenet"
 SMALLEST_CROP_PX = {IMAGENET: 32, PRETRAINING[0]: 16}  # that an encoder takes: its stride
@@ -56,10 +56,12 @@ class Recipe(ColocalisationRecipe):
 
 
 def prepare(run: RunSettings) -> None:
-    """Makes the stand-in, or caches the images of the real birds, which the user must have put in place."""
+    """Makes the stand-in, or caches the images of the real birds, or of a part, which must be in place or near."""
     recipe, folder = read(run), data_folder(run)
     if run.data == "standin":
         write_standin(folder, recipe.species, recipe.standin_birds, STANDIN_SEED, recipe.standin_px)
+    elif run.data == "subset":
+        prepare_cub_part(read_part(PART), run.data_dir)
     else:
         expect_cub(folder)
     prepare_cub(folder, (recipe.image_px,), run.data)
@@ -86,9 +88,7 @@ def build(run: RunSettings) -> Built:
     chosen = torch.linspace(0, len(train.classes) - 1, recipe.species).long().tolist()
     names = [train.classes[k].replace(".", "_") for k in chosen]
     encoder, encoder_checksum = load_encoder(run)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, _ = network(run)
+    net, widths, _ = seeded_network(run)
     n = recipe.images_per_species
     shown = scenes(train, chosen, n, recipe.image_px)
     fewest = min(int((unseen.labels == k).sum()) for k in chosen)
@@ -133,6 +133,8 @@ def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
 def data_folder(run: RunSettings) -> Path:
     if run.data == "real":
         return run.data_dir
+    if run.data == "subset":
+        return run.data_dir / "subset" / PART
     recipe = read(run)
     name = f"cub_{recipe.species}x{recipe.standin_birds}_{recipe.standin_px}px_seed{STANDIN_SEED}"
     return run.data_dir / "standin" / name
@@ -141,9 +143,9 @@ def data_folder(run: RunSettings) -> Path:
 def read(experiment: Experiment) -> Recipe:
     """Raises: ValueError for settings that do not fit, and for real birds where the encoder knows only drawn ones."""
     *_, recipe = experiment.read(Task, Model, Recipe)
-    if recipe.encoder != IMAGENET and experiment.data == "real":
+    if recipe.encoder != IMAGENET and experiment.data != "standin":
         raise ValueError(
-            "data=real: this protocol compares crops by a net trained on drawn birds; give data=standin, or "
-            "protocol=fast or paper after `make data-cub`"
+            f"data={experiment.data}: this protocol compares crops by a net trained on drawn birds; give data=standin, "
+            "or protocol=part for data=subset, or protocol=fast or paper after `make data-cub`"
         )
     return recipe

@@ -2,14 +2,12 @@
 
 from typing import Literal
 
-import torch
 from pydantic import Field, JsonValue, PositiveInt
 
 from stn.data.distortions import distortion
 from stn.data.mnist import MNIST_MD5, Digits, holdout, load_mnist, prepare_mnist
-from stn.data.seeds import stream_seed
 from stn.data.streams import STREAMS
-from stn.families import Built, Network
+from stn.families import Built, Network, seeded_network
 from stn.nets.mnist import Architecture, build_within_budget
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings, made
 from stn.tasks.classification import Classification
@@ -62,9 +60,7 @@ def network(experiment: Experiment) -> Network:
 
 def build(run: RunSettings) -> Built:
     task, _, recipe = run.read(Task, Model, Recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, _ = network(run)
+    net, widths, _ = seeded_network(run)
     stream = STREAMS[task.stream](distortion(**task.distortion), *splits(run))
     module = Classification(net, stream, recipe, run.seed, WarpStatistics, recipe.test_draws)
     return Built(module, widths, dict(MNIST_MD5))

@@ -1,12 +1,10 @@
 """MNIST digits in three dimensions (App. A.3)."""
 
-import torch
 from pydantic import Field, PositiveInt
 
 from stn.data.mnist import MNIST_MD5
-from stn.data.seeds import stream_seed
 from stn.data.volumes import ExtrudedDigits
-from stn.families import Built, Network, mnist
+from stn.families import Built, Network, mnist, seeded_network
 from stn.nets.volumes import VolumeArchitecture, build_within_budget
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings
 from stn.tasks.classification import Classification
@@ -57,8 +55,6 @@ def network(experiment: Experiment) -> Network:
 def build(run: RunSettings) -> Built:
     task, _, recipe = run.read(Task, Model, Recipe)
     stream = ExtrudedDigits(*mnist.splits(run), recipe.size_voxels, **task.volume.model_dump())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, _ = network(run)
+    net, widths, _ = seeded_network(run)
     module = Classification(net, stream, recipe, run.seed, VolumeStatistics, recipe.test_draws)
     return Built(module, widths, dict(MNIST_MD5))

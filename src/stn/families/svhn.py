@@ -1,23 +1,25 @@
 """House numbers, SVHN: Table 2 (Sect. 4.2, App. A.5)."""
 
 from pathlib import Path
+from typing import Literal
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stn.data.seeds import stream_seed
-from stn.data.svhn import NumberCrops, check_official, crop_checksums, holdout, load_svhn
+from stn.data.augmentation import Augmentation
+from stn.data.subset import read_part
+from stn.data.svhn import NumberCrops, check_official, crop_checksums, holdout, load_svhn, prepare_svhn_part
 from stn.data.svhn_standin import write_standin
 from stn.data.svhn_stream import NumberStream
-from stn.families import Built, Network
+from stn.families import Built, Network, seeded_network
 from stn.nets.svhn import CHANNELS, NumberReader
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings
 from stn.tasks.classification import Classification
-from stn.tasks.recipe import ClassificationRecipe, Padding
-from stn.tasks.warp_statistics import WarpStatistics
+from stn.tasks.number_boxes import NumberStatistics
+from stn.tasks.recipe import ClassificationRecipe, Padding, Share
 from stn.validation import Checked
 
-DATA = ("real", "standin")
+DATA = ("real", "subset", "standin")
+PART = "svhn"  # of conf/subset
 HELDOUT, STACKS = True, False
 HELDOUT_PICTURES = 5000  # of train, or a quarter of a smaller train
 STANDIN_SEEDS = {"train": 20153, "test": 20154}
@@ -31,13 +33,25 @@ class Standin(Checked):
 
 
 class Task(TaskSettings):
+    """`train_on`: the numbers of `data`, or drawn ones, or both, half of the batches' numbers each."""
+
     crop_px: PositiveInt
     standin: Standin
+    train_on: Literal["own", "drawn", "both"] = "own"
 
 
 class Model(ModelSettings):
     transformers: NonNegativeInt
     localisation: str | None
+
+
+class Augmented(Checked):
+    """How training crops are changed, as `stn.data.augmentation.Augmentation` says."""
+
+    shift: Share
+    zoom: float = Field(ge=0, lt=1)
+    contrast: Share
+    inverted: Share
 
 
 class Recipe(ClassificationRecipe):
@@ -47,20 +61,24 @@ class Recipe(ClassificationRecipe):
     dropout: float = Field(ge=0, lt=1)
     padding: Padding
     antialias: bool
+    augmentation: Augmented | None = None
 
 
 def prepare(run: RunSettings) -> None:
-    """Draws the stand-ins unless they are there, and cuts out the numbers.
+    """Draws the stand-ins, or puts the listed part together, unless they are there, and cuts out the numbers.
 
     Raises: DataError, one line, when real pictures are not there: they are 2.6 GB, so nothing fetches them by surprise.
     """
     task, *_ = run.read(Task, Model, Recipe)
-    if run.data == "standin":
-        folder = data_folder(run)
+    if run.data == "standin" or task.train_on != "own":
         for split, n in task.standin.model_dump().items():
-            write_standin(folder / "SVHN" / split, n, STANDIN_SEEDS[split])
+            write_standin(standin_folder(run) / "SVHN" / split, n, STANDIN_SEEDS[split])
+    if run.data == "subset":
+        prepare_svhn_part(read_part(PART), run.data_dir)
     for split in (*train_splits(run), "test"):
         _load(run, split, checksums=False)
+    if task.train_on != "own":
+        load_svhn(standin_folder(run), "train", task.crop_px, checksums=False)
 
 
 def network(experiment: Experiment) -> Network:
@@ -73,27 +91,35 @@ def network(experiment: Experiment) -> Network:
 
 def build(run: RunSettings) -> Built:
     task, _, recipe = run.read(Task, Model, Recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(run.seed, "weights"))
-        net, widths, _ = network(run)
-    stream = NumberStream(*splits(run))
+    net, widths, _ = seeded_network(run)
+    augmentation = Augmentation(**recipe.augmentation.model_dump()) if recipe.augmentation else None
+    stream = NumberStream(*splits(run), augmentation)
     checksums = {}
     for split in (*train_splits(run), "test"):
         checksums |= crop_checksums(data_folder(run), split, task.crop_px)
-    return Built(Classification(net, stream, recipe, run.seed, WarpStatistics), widths, checksums)
+    if task.train_on != "own":
+        drawn = crop_checksums(standin_folder(run), "train", task.crop_px)
+        checksums |= {f"drawn/{name}": digest for name, digest in drawn.items()}
+    return Built(Classification(net, stream, recipe, run.seed, NumberStatistics), widths, checksums)
 
 
 def splits(run: RunSettings) -> tuple[list[NumberCrops], NumberCrops]:
-    """Training numbers, of train and, in SVHN itself, extra, and test numbers.
+    """Training numbers, of train and, in SVHN itself, extra, or drawn ones, and test numbers.
 
     With evaluate=heldout the test is the end of train, which is then not trained on.
     """
+    task, *_ = run.read(Task, Model, Recipe)
     train, *extra = (_load(run, split) for split in train_splits(run))
     if run.evaluate == "heldout":
         train, test = holdout(train, min(HELDOUT_PICTURES, len(train) // 4))
     else:
         test = _load(run, "test")
-    return [train, *extra], test
+    own = [train, *extra]
+    if task.train_on == "own":
+        return own, test
+    drawn = load_svhn(standin_folder(run), "train", task.crop_px)
+    times = max(1, round(len(drawn) / sum(map(len, own))))
+    return [drawn, *(own * times if task.train_on == "both" else [])], test
 
 
 def train_splits(run: RunSettings) -> tuple[str, ...]:
@@ -108,8 +134,15 @@ def _load(run: RunSettings, split: str, checksums: bool = True) -> NumberCrops:
 
 
 def data_folder(run: RunSettings) -> Path:
-    """Stand-ins have a folder of their own, one for each number of pictures."""
+    """A part and the stand-ins have folders of their own."""
     if run.data == "real":
         return run.data_dir
+    if run.data == "subset":
+        return run.data_dir / "subset" / PART
+    return standin_folder(run)
+
+
+def standin_folder(run: RunSettings) -> Path:
+    """One for each number of pictures."""
     sizes = run.task.standin
     return run.data_dir / "standin" / f"svhn_{sizes['train']}_{sizes['test']}"

@@ -37,7 +37,13 @@ def stack_key(run: RunSettings) -> str | None:
     Runs that W&B tracks, those of several processes, and those in bf16 train alone: `vmap` takes convolutions apart
     before autocast sees them, so that in a stack most of a bf16 run would be computed in float32.
     """
-    if not family(run).STACKS or run.wandb.mode != "disabled" or run.processes > 1 or run.precision == "bf16":
+    if (
+        not family(run).STACKS
+        or run.wandb.mode != "disabled"
+        or run.loggers
+        or run.processes > 1
+        or run.precision == "bf16"
+    ):
         return None
     model = run.model.model_dump(exclude={"name"})
     recipe = {name: value for name, value in run.recipe.items() if name not in FREE}

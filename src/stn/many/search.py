@@ -18,9 +18,9 @@ from stn.results.records import read_record
 from stn.settings import RunSettings
 from stn.train.checkpoints import checkpoint_file
 from stn.train.run import train
-from stn.train.stopped import OutOfTime, Stopped
+from stn.train.stopped import OutOfTime, Pruned
 
-METRIC = "test/error_pct"  # of the held-out images, which take the test's place in a run with evaluate=heldout
+METRIC = "heldout/error_pct"
 LOOKS = 20  # how often in a run the pruner is asked; its unit of time, whatever the number of steps
 SAMPLERS = ("tpe", "random")
 PRUNERS = {
@@ -49,10 +49,6 @@ class Job(NamedTuple):
     search: Search
     trials: int
     seed: int
-
-
-class _Pruned(Stopped):
-    """The pruner gave up all trials of a stack."""
 
 
 def check(search: Search) -> None:
@@ -136,6 +132,7 @@ def run_trials(job: Job, deadline: float | None, progress) -> list[dict]:
     asked: dict[Path, tuple[RunSettings, list[Trial]]] = {}  # trials of equal settings are one run
     for trial in [study.ask() for _ in range(job.trials)]:
         run = run_of(search, _suggested(trial, search))
+        run = run.changed(wandb=run.wandb.model_dump() | {"config": {"study": search.study, "trial": trial.number}})
         asked.setdefault(run.record_file, (run, []))[1].append(trial)
     ended = []
     for stack in stacks([run for run, _ in asked.values()], search.stack):
@@ -178,11 +175,12 @@ def _suggested(trial: Trial, search: Search) -> dict[str, Any]:
 
 def _records(study, stack: list[RunSettings], trials: list[list[Trial]], deadline, progress) -> list[dict | None]:
     """The records of a stack's runs, trained unless they are there; None each when they were pruned."""
-    left = [(run, same) for run, same in zip(stack, trials, strict=True) if _done(run) is None]
+    missing = [(run, same) for run, same in zip(stack, trials, strict=True) if _done(run) is None]
     try:
-        return train(stack, progress, deadline, [_Pruning([same for _, same in left])], done=_done)
-    except _Pruned:
-        checkpoint_file([run for run, _ in left]).unlink(missing_ok=True)
+        callbacks = [_Pruning(study.study_name, [same for _, same in missing])]
+        return train(stack, progress, deadline, callbacks, done=_done)
+    except Pruned:
+        checkpoint_file([run for run, _ in missing]).unlink(missing_ok=True)
         return [None] * len(stack)
     except OutOfTime:
         raise
@@ -201,8 +199,8 @@ def _done(run: RunSettings) -> dict | None:
 class _Pruning(Callback):
     """Shows the pruner the training error (or loss) `LOOKS` times; ends the training when it gives up every trial."""
 
-    def __init__(self, trials: list[list[Trial]]) -> None:
-        self.trials, self.looks = trials, 0
+    def __init__(self, study: str, trials: list[list[Trial]]) -> None:
+        self.study, self.trials, self.looks = study, trials, 0
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         looks = LOOKS * module.steps_done // module.recipe.steps
@@ -214,7 +212,7 @@ class _Pruning(Callback):
             for trial in same if curve else ():  # empty: diverged at once
                 trial.report(curve[-1], looks)
         if all(trial.should_prune() for same in self.trials for trial in same):
-            raise _Pruned
+            raise Pruned(f"by the pruner of {self.study}, after step {module.steps_done}")
 
 
 def best(study: optuna.Study) -> FrozenTrial | None:

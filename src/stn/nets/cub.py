@@ -1,7 +1,6 @@
 """The networks of Table 3 (Sect. 4.3, App. A.6): a CNN, and n spatial transformers in parallel, each with a CNN."""
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,21 +8,10 @@ from torch import Tensor, nn
 
 from stn.nets.backbones import Backbone, backbone
 from stn.nets.layers import he
-from stn.transform import boxes_to_px, fixed_attention, sample
+from stn.transform import Warped, fixed_attention, sample
 from stn.transform.sampling import check_sampler
 
 LOCALISATION_UNITS = 128
-
-
-class Windows(NamedTuple):
-    """Where n windows look.
-
-    Shapes: theta (N, n, 2), their centres (x, y), normalised; boxes_px (N, n, 4) as (x0, y0, x1, y1), not clipped.
-    Units: boxes in pixels of the image, counted from its top left corner.
-    """
-
-    theta: Tensor
-    boxes_px: Tensor
 
 
 class MultiStreamTransformer(nn.Module):
@@ -79,35 +67,33 @@ class MultiStreamTransformer(nn.Module):
         seen = F.avg_pool2d(image, 2) if self.image_px == 2 * self.crop_px else image
         return self.initial_theta + self.regression(self.localisation(seen)).unflatten(1, (self.n_windows, 2))
 
-    def crops(self, image: Tensor, theta: Tensor) -> list[Tensor]:
-        """What the windows see: n_windows times (N, 3, crop_px, crop_px)."""
-        grids = [self.attention.grid(centre, (self.crop_px, self.crop_px)) for centre in theta.unbind(1)]
-        return [sample(image, grid, padding=self.padding, antialias=self.antialias) for grid in grids]
-
-    def descriptor(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
-        """The streams' global averages, concatenated: (N, n_streams·channels). A given `theta` replaces the net's."""
+    def warps(self, image: Tensor) -> list[Warped]:
+        """What the windows see: n_windows times an image of (N, 3, crop_px, crop_px); theta is a window's centre."""
         if tuple(image.shape[1:]) != (3, self.image_px, self.image_px):
             raise ValueError(f"image must be (N, 3, {self.image_px}, {self.image_px}), got {tuple(image.shape)}")
-        if self.n_windows and theta is None:
-            theta = self.theta(image)
-        seen = self.crops(image, theta) if self.n_windows else [image]
+        warps = []
+        for centre in self.theta(image).unbind(1) if self.n_windows else ():
+            grid = self.attention.grid(centre, (self.crop_px, self.crop_px))
+            crop = sample(image, grid, padding=self.padding, antialias=self.antialias)
+            warps.append(Warped(crop, centre, grid))
+        return warps
+
+    def descriptor(self, image: Tensor) -> Tensor:
+        """The streams' global averages, concatenated: (N, n_streams·channels)."""
+        return self._described(image, self.warps(image))
+
+    def _described(self, image: Tensor, warps: list[Warped]) -> Tensor:
+        seen = [warped.image for warped in warps] or [image]
         maps = [stream(crop) for stream, crop in zip(self.streams, seen, strict=True)]
         return torch.cat([features.mean(dim=(2, 3)) for features in maps], dim=1)
 
-    def forward(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
-        return self.classifier(self.dropout(self.descriptor(image, theta)))
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.descriptor(image)))
 
-    def windows(self, image: Tensor) -> Windows:
-        """Raises: ValueError when the net has no windows."""
-        if not self.n_windows:
-            raise ValueError("windows: this is the plain CNN, n_windows is 0")
-        theta = self.theta(image)
-        return Windows(theta, window_boxes_px(theta, self.scale, self.image_px))
-
-    def observe(self, image: Tensor) -> tuple[Tensor, Windows]:
-        """The logits, and where the windows looked. Raises: ValueError when the net has no windows."""
-        windows = self.windows(image)
-        return self(image, windows.theta), windows
+    def observe(self, image: Tensor) -> tuple[Tensor, list[Warped]]:
+        """The logits, and what each window saw."""
+        warps = self.warps(image)
+        return self.classifier(self.dropout(self._described(image, warps))), warps
 
 
 def tiling_centres(n: int) -> Tensor:
@@ -126,12 +112,6 @@ def tiling_centres(n: int) -> Tensor:
 
 def _spread(n: int) -> list[float]:
     return [0.0] if n == 1 else [i / (n - 1) - 0.5 for i in range(n)]
-
-
-def window_boxes_px(theta: Tensor, scale: float, image_px: int) -> Tensor:
-    """Windows by their normalised centres, as boxes: (..., 2) -> (..., 4) as (x0, y0, x1, y1), in pixels."""
-    boxes = torch.cat([theta - scale, theta + scale], dim=-1)
-    return boxes_to_px(boxes, (image_px, image_px))
 
 
 def _localisation(features: Backbone, in_px: int) -> nn.Sequential:

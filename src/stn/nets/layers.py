@@ -13,11 +13,12 @@ FEW_CHANNELS = 4
 
 
 class _PatchGradientConv(torch.autograd.Function):
-    """A convolution (stride 1, no padding) whose gradient to the image is summed up patch by patch.
+    """A convolution (stride 1, no padding) whose gradients are single matrix products with its patches.
 
-    On the CPU, torch computes that gradient as a convolution with as many output channels as the image has: one, for
-    MNIST, which leaves the vector units idle. One matrix product to all patches and 2k shifted additions take a
-    ninth of the time, and the whole step of an ST-CNN a third.
+    On the CPU, torch computes the gradient to the image as a convolution with as many output channels as the image
+    has: one, for MNIST, which leaves the vector units idle. One matrix product to all patches and 2k shifted additions
+    take a ninth of the time. Without AVX512, its gradient to the weights leaves them idle, too, unless the filters are
+    a multiple of the vector's length.
     """
 
     generate_vmap_rule = True
@@ -33,37 +34,55 @@ class _PatchGradientConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         image, weight = ctx.saved_tensors
-        n, c, height, width = image.shape
-        k_y, k_x = weight.shape[2:]
-        h, w = gradient.shape[2:]
-        pixels = gradient.permute(0, 2, 3, 1).reshape(n * h * w, -1)  # no copy when channels come last
-        patches = (weight.flatten(1).T @ pixels.T).view(c, k_y, k_x, n, h, w)
-        if patches.dtype == torch.bfloat16:  # many sums: they would lose digits, and time
-            patches = patches.float()
-        rows = patches.new_zeros(c, k_y, n, h, width)
-        for x in range(k_x):
-            rows[..., x : x + w] += patches[:, :, x]
-        to_image = patches.new_zeros(c, n, height, width)
-        for y in range(k_y):
-            to_image[:, :, y : y + h] += rows[:, y]
-        to_weight = torch.nn.grad.conv2d_weight(image, weight.shape, gradient)
-        return to_image.transpose(0, 1).to(image.dtype), to_weight, gradient.sum(dim=(0, 2, 3))
+        pixels = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, F), no copy when channels come last
+        to_image = _to_image(image, weight, pixels) if ctx.needs_input_grad[0] else None
+        to_weight, to_bias = _to_weight_and_bias(image, weight, pixels)
+        return to_image, to_weight, to_bias
+
+
+def _to_image(image: Tensor, weight: Tensor, pixels: Tensor) -> Tensor:
+    n, c, height, width = image.shape
+    k_y, k_x = weight.shape[2:]
+    h, w = height - k_y + 1, width - k_x + 1
+    patches = (weight.flatten(1).T @ pixels.T).view(c, k_y, k_x, n, h, w)
+    if patches.dtype == torch.bfloat16:  # many sums: they would lose digits, and time
+        patches = patches.float()
+    rows = patches.new_zeros(c, k_y, n, h, width)
+    for x in range(k_x):
+        rows[..., x : x + w] += patches[:, :, x]
+    to_image = patches.new_zeros(c, n, height, width)
+    for y in range(k_y):
+        to_image[:, :, y : y + h] += rows[:, y]
+    return to_image.transpose(0, 1).to(image.dtype)
+
+
+def _to_weight_and_bias(image: Tensor, weight: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The bias is a weight of patches that are 1."""
+    _, c, k_y, k_x = weight.shape
+    windows = image.unfold(2, k_y, 1).unfold(3, k_x, 1).permute(1, 4, 5, 0, 2, 3)
+    patches = image.new_empty(c * k_y * k_x + 1, len(pixels))
+    patches[:-1].view(windows.shape).copy_(windows)
+    patches[-1] = 1
+    gradients = pixels.T @ patches.T
+    return gradients[:, :-1].reshape(weight.shape), gradients[:, -1]
 
 
 class InputConv2d(nn.Conv2d):
-    """`nn.Conv2d` (stride 1, no padding) for an image of few channels that a spatial transformer made.
+    """`nn.Conv2d` (stride 1, no padding) for an image of few channels.
 
-    The same function; on the CPU its gradient to the image is computed in a faster way.
+    The same function; on the CPU its gradients are computed in a faster way.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
 
     def forward(self, image: Tensor) -> Tensor:
-        if not image.requires_grad or image.device.type != "cpu":
-            return super().forward(image)
         operands = (image, self.weight, self.bias)
+        if image.device.type != "cpu":
+            return super().forward(image)
         if torch.is_autocast_enabled("cpu"):
+            if not image.requires_grad:
+                return super().forward(image)
             operands = (operand.to(torch.get_autocast_dtype("cpu")) for operand in operands)
         return _PatchGradientConv.apply(*operands)
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -113,17 +112,6 @@ class NumberReader(nn.Module):
         mean = image.mean(dim=(1, 2, 3), keepdim=True)
         warps = [t.warp(image - mean, theta) for t, theta in zip(self.spatial_transformers[:1], thetas, strict=False)]
         return [warped._replace(image=warped.image + mean) for warped in warps]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One row of Table 2 (conf/model/svhn_*.yaml)."""
-
-    transformers: int
-    localisation: str | None
-
-    def build(self, image_px: int, **options) -> NumberReader:
-        return NumberReader(image_px, self.transformers, self.localisation, **options)
 
 
 def centred(image: Tensor) -> Tensor:

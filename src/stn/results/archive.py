@@ -20,7 +20,7 @@ from stn.results.records import (
     write_records,
 )
 
-MEMBER = re.compile(r"(sweeps/)?(standin/)?runs/[\w.-]+/[\w.-]+/[\w.-]+/seed\d+\.json")
+MEMBER = re.compile(r"(sweeps/)?((standin|subset)/)?runs/[\w.-]+/[\w.-]+/[\w.-]+/seed\d+\.json")
 MAX_MEMBER_BYTES = 16 << 20  # a record of ten draws on 10 000 images is 200 kB
 
 

@@ -15,10 +15,11 @@ def bench_table(path: str | Path) -> str:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
         rows = [_row(model, record["models"]) for model in record["models"]]
         title = f"A training step on {record['device']}, {record['threads']} thread(s)"
+        given = f", instructions {record['instructions']}" if "instructions" in record else ""
         note = (
-            f"Task {record['task']}, protocol {record['protocol']}. Images/s over those of a plain eager loop of the "
-            "same step, medians of interleaved repeats within one run; parts are timed alone, forward and backward. "
-            "Peak: this machine's speed in a large matrix product."
+            f"Task {record['task']}, protocol {record['protocol']}{given}. Images/s over those of a plain eager loop "
+            "of the same step, medians of interleaved repeats within one run; parts are timed alone, forward and "
+            "backward. Peak: this machine's speed in a large matrix product."
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: not a record of experiments.bench ({type(error).__name__}: {error})") from error
@@ -41,6 +42,9 @@ def _row(model: str, models: dict[str, Any]) -> dict[str, str]:
     }
     loader = contenders.get("plain loop, DataLoader")
     row["ours ÷ DataLoader"] = f"{contenders['ours']['images_per_s'] / loader['images_per_s']:.2f}" if loader else None
+    for name in ("public layers", "direct"):
+        other = contenders.get(name)
+        row[f"ours ÷ {name}"] = f"{contenders['ours']['ratio'] / other['ratio']:.2f}" if other else None
     for name, contender in contenders.items():
         if name.startswith("stack"):
             row[f"{name} ÷ plain loop"] = f"{contender['ratio']:.2f}"

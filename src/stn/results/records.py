@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, Validatio
 from stn.validation import Checked, problem
 
 SCHEMA = 2
-DATA_KINDS = ("real", "standin")
+DATA_KINDS = ("real", "subset", "standin")  # subset: a listed part of the real data (conf/subset)
 WRONG_ENCODING = "base64 of zlib of numpy.packbits, shape (draws, n_test)"
 CHECKSUM = "checksum"  # the last key of a file: of all others
 
@@ -149,11 +149,11 @@ def read_records(results_dir: str | Path) -> list[dict[str, Any]]:
 
 def check_unique(records: Iterable[Mapping[str, Any]]) -> None:
     """Raise RecordError when two records claim the same run."""
-    seen: set[RunKey] = set()
+    known: set[RunKey] = set()
     for key in map(run_key, records):
-        if key in seen:
+        if key in known:
             raise RecordError(f"{key}: two records of one run")
-        seen.add(key)
+        known.add(key)
 
 
 def pack_wrong(wrong: np.ndarray) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class Record(Checked):
     model: Name
     protocol: Name
     seed: NonNegativeInt
-    data: Literal["real", "standin"]
+    data: Literal["real", "subset", "standin"]
     config: dict[str, JsonValue]
     config_hash: Hex
     n_params: NonNegativeInt | None

@@ -1,7 +1,7 @@
 """The YAML of a table, conf/table/<name>.yaml: rows, columns, the paper's numbers and its claims."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -59,6 +59,8 @@ class TableSpec(Checked):
     metric: str
     unit: str
     lower_is_better: bool
+    part: str | None = None  # with data=subset: how much of the data set it is
+    only: Literal["real", "subset", "standin"] | None = None  # the kind of data that the table is about
     columns: Listed[Column]
     rows: Listed[Row]
     reference: dict[str, dict[str, float | None]]  # row name -> task -> the paper's number

@@ -34,8 +34,16 @@ def select(
     return [
         record
         for record in records
-        if record["protocol"] == protocol and record["data"] == data and spec.has_cell(record["model"], record["task"])
+        if spec.only in (None, data)
+        and record["protocol"] == protocol
+        and record["data"] == data
+        and spec.has_cell(record["model"], record["task"])
     ]
+
+
+# Of the seeds of a cell, those computed in one precision have the same settings; another precision is another way to
+# compute the same, see `stn.settings.Experiment.made`.
+WITHIN_A_CELL = ("task", "model", "precision"), ("config_hash",)
 
 
 def table_cells(
@@ -52,7 +60,7 @@ def table_cells(
     spec = spec if data == "real" else spec.without_paper()
     chosen = select(spec, records, protocol, data)
     check_unique(chosen)
-    _check_alike(chosen, ("task", "model"), ("config_hash",))
+    _check_alike([{**r, "precision": r["config"].get("precision")} for r in chosen], *WITHIN_A_CELL)
     tested = [record for record in chosen if record["status"] == "ok"]
     _check_alike(tested, ("task",), ("n_test", "test_draws", "data_checksums"))
     cells = [
@@ -100,8 +108,10 @@ def describe(
     The note is that of the most recent record: not being part of a run's hash, it may have been reworded.
     """
     title = f"{spec.title}, {spec.unit}, protocol {protocol}"
-    if data != "real":
+    if data == "standin":
         title += " – STAND-IN DATA, not comparable with the paper"
+    elif data == "subset":
+        title += f" – REAL DATA, PART: {spec.part}; not comparable with the paper"
     newest = max(records, key=lambda record: record["finished_at"], default={"config": {}})
     protocol_note = newest["config"].get("protocol_note") or "no note"
     tests = sorted({(r["n_test"], r["test_draws"]) for r in records if r["status"] == "ok"})

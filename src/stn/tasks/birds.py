@@ -7,10 +7,13 @@ from torch import Tensor
 
 from stn.data.seeds import TEST_SEED
 from stn.data.streams import Batch
-from stn.nets.cub import Windows, tiling_centres, window_boxes_px
+from stn.nets.cub import tiling_centres
+from stn.nets.windows import window_boxes_px, windows_at
 from stn.tasks.classification import Classification
 from stn.tasks.colocalisation import CORRECT_IOU, Colocalisation, iou, pair_loss
+from stn.tasks.looks import look_through
 from stn.tasks.window_parts import REGIONS, random_windows, region_frequencies, report_windows, window_regions
+from stn.transform import Warped
 
 HEAD, BODY = (list(REGIONS).index(name) for name in ("head", "body"))
 
@@ -37,6 +40,8 @@ class BirdColocalisation(Colocalisation):
         for name, box_px in (("whole_image", whole), ("centre_box", torch.cat([centre - half, centre + half]))):
             correct = iou(box_px.expand_as(boxes_px), boxes_px) > CORRECT_IOU
             self.metrics[f"test/correct_{name}_pct"] = 100 * correct.float().mean().item()
+            for label, value in zip(self.names, (100 * correct.float().mean(0)).tolist(), strict=True):
+                self.metrics[f"test/correct_{name}_pct_{label}"] = value
         with torch.no_grad():
             self.metrics["test/loss_found"] = self._test_loss(self.net(self.scenes["train"].images))
             self.metrics["test/loss_true"] = self._test_loss(square_windows(boxes_px, self.image_px))
@@ -46,8 +51,8 @@ class BirdColocalisation(Colocalisation):
         generator = torch.Generator(self.device).manual_seed(TEST_SEED)
         random = self.net.bounds.at_random(windows[..., 0], generator)
         images = self.scenes["train"].images
-        found, compared = self.encode(images, windows), self.encode(images, random)
-        return pair_loss(found, compared, self.recipe.alpha)[0].mean().item()
+        of_windows, of_random = self.encode(images, windows), self.encode(images, random)
+        return pair_loss(of_windows, of_random, self.recipe.alpha)[0].mean().item()
 
 
 def square_windows(boxes_px: Tensor, image_px: int) -> Tensor:
@@ -66,10 +71,13 @@ class WindowStatistics:
         self.boxes_px: list[Tensor] = []
         self.parts: list[Tensor] = []
 
-    def add(self, windows: Windows, batch: Batch) -> None:
-        self.theta.append(windows.theta.cpu())
-        self.boxes_px.append(windows.boxes_px.cpu())
+    def add(self, warps: list[Warped], batch: Batch) -> None:
+        theta = torch.stack([warped.theta for warped in warps], dim=1)
+        self.theta.append(theta.cpu())
+        self.boxes_px.append(window_boxes_px(windows_at(theta, self.scale), self.image_px).cpu())
         self.parts.append(batch.parts.cpu())
+
+    look = staticmethod(look_through)
 
     def summary(self) -> dict[str, float]:
         """The metrics; shares are of the test images.
@@ -85,7 +93,8 @@ class WindowStatistics:
         theta, boxes_px, parts = torch.cat(self.theta), torch.cat(self.boxes_px), torch.cat(self.parts)
         n_images, n_windows = theta.shape[:2]
         generator = torch.Generator().manual_seed(TEST_SEED)
-        start_px = window_boxes_px(tiling_centres(n_windows), self.scale, self.image_px).expand(n_images, -1, -1)
+        start_px = window_boxes_px(windows_at(tiling_centres(n_windows), self.scale), self.image_px)
+        start_px = start_px.expand(n_images, -1, -1)
         random_px = random_windows(n_images, 1, self.scale, self.image_px, generator)
         learned, start, random = (
             region_frequencies(window_regions(boxes, parts, self.part_names))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from stn.data.streams import Batch, Stream
+from stn.tasks.looks import IMAGES, Look, theta_means
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
 
@@ -20,9 +21,9 @@ class Classification(Training):
     """Trains `net` (N, C, H, W) -> logits (N, classes), or (N, K, classes) for K labels per image, on `stream`.
 
     A test that is random is drawn `test_draws` times.
-    An image counts as wrong when any of its K labels is. A net with a method `observe`, image -> (logits, what its
-    spatial transformers did), has that summed up over the test by `statistics()`: an object with `add(seen, batch)`
-    and `summary()`.
+    An image counts as wrong when any of its K labels is. A net with a method `observe`, image -> (logits, what each of
+    its spatial transformers did), has that summed up over the test by `statistics()`: an object with
+    `add(warps, batch)`, `summary()` and `look(warps, batch, summary)`, which shows some.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Classification(Training):
     ) -> None:
         super().__init__(net, recipe, seed, chunk_steps)
         self.stream = stream
-        self.statistics = statistics
+        self.statistics = statistics if hasattr(net, "observe") else None
         self.test_draws = test_draws
 
     @property
@@ -61,6 +62,17 @@ class Classification(Training):
         logits, labels = (torch.stack(column) for column in zip(*outcomes, strict=True))
         return {"train/error_pct": 100 * is_wrong(logits.flatten(0, 1), labels.flatten(0, 1)).float().mean().item()}
 
+    def look(self) -> Look | None:
+        """The first test images through the transformers on the input."""
+        batch = self.stream.test_batch(draw=0, start=0)
+        batch = Batch(*(None if part is None else part[:IMAGES] for part in batch))
+        warps = self.net.observe(batch.images)[1] if self.statistics else []
+        if not warps:
+            return None
+        statistics = self.statistics()
+        statistics.add(warps, batch)
+        return statistics.look(warps, batch, statistics.summary() | theta_means(warps))
+
     # -- test -------------------------------------------------------------------------------------------------------
 
     def test_dataloader(self) -> DataLoader:
@@ -71,7 +83,7 @@ class Classification(Training):
     def on_test_start(self) -> None:
         self.test_wrong = torch.zeros(self.test_draws, self.n_test, dtype=torch.bool)
         self.test_loss = 0.0
-        self.seen = self.statistics() if self.statistics and hasattr(self.net, "observe") else None
+        self.observed = self.statistics() if self.statistics else None
 
     def test_batch_of(self, image: int) -> tuple[int, int]:
         """The first image of the test batch that holds test image number `image`, and its place in the batch."""
@@ -82,9 +94,9 @@ class Classification(Training):
         """What it returns is for callbacks."""
         draw, start = place
         batch = self.stream.test_batch(draw, start)
-        if self.seen:
-            logits, seen = self.net.observe(batch.images)
-            self.seen.add(seen, batch)
+        if self.observed:
+            logits, warps = self.net.observe(batch.images)
+            self.observed.add(warps, batch)
         else:
             logits = self.net(batch.images)
         self.test_loss += cross_entropy(logits, batch.labels).item() * len(batch.labels)
@@ -97,8 +109,8 @@ class Classification(Training):
             "test/error_pct": 100 * self.test_wrong.float().mean().item(),
             "test/loss": self.test_loss / self.test_wrong.numel(),
         }
-        if self.seen:
-            self.metrics |= {f"test/{name}": value for name, value in self.seen.summary().items()}
+        if self.observed:
+            self.metrics |= {f"test/{name}": value for name, value in self.observed.summary().items()}
 
     def collapse(self, loss: float) -> str | None:
         if loss > self.stream.guessing_loss - GUESSING_MARGIN:

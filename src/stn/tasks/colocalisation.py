@@ -12,10 +12,20 @@ from torch.utils.data import DataLoader
 
 from stn.data.seeds import stream_seed
 from stn.nets.colocalisation import Localisers, WindowBounds
+from stn.nets.windows import window_boxes_px
+from stn.tasks.looks import IMAGES, ROWS, Look, rows_of
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
-from stn.tasks.window_search import RANDOM_CROPS, Search, fit_windows, hinge_loss, search_windows, squared_distances
-from stn.transform import attention_grid, boxes_to_px, map_boxes, sample
+from stn.tasks.window_search import (
+    RANDOM_CROPS,
+    WindowSearch,
+    fit_windows,
+    hinge_loss,
+    search_windows,
+    squared_distances,
+)
+from stn.transform import Warped, sample
+from stn.transform.grids import attention_grid
 
 CORRECT_IOU = 0.5
 TRACED_IMAGES, TRACED_FIT, TRACED_STEPS = 8, 8, 16
@@ -24,7 +34,7 @@ LOST_SHARE = 0.5
 
 
 class ColocalisationRecipe(Recipe):
-    """What every co-localisation is told: see `Colocalisation`, `WindowBounds` and `Search`."""
+    """What every co-localisation is told: see `Colocalisation`, `WindowBounds` and `WindowSearch`."""
 
     batch_size: int = Field(ge=2)  # the loss compares images with each other
     alpha: float
@@ -47,8 +57,8 @@ class ColocalisationRecipe(Recipe):
     def bounds(self) -> WindowBounds:
         return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)
 
-    def search(self) -> Search:
-        return Search(self.search_windows, self.search_prototypes, self.fit_steps)
+    def search(self) -> WindowSearch:
+        return WindowSearch(self.search_windows, self.search_prototypes, self.fit_steps)
 
 
 class Scenes(NamedTuple):
@@ -58,14 +68,6 @@ class Scenes(NamedTuple):
 
     images: Tensor
     boxes_px: Tensor
-
-
-def window_boxes_px(windows: Tensor, image_px: int) -> Tensor:
-    """Windows (..., 3) as (s, tx, ty) to boxes (..., 4) as left, top, right, bottom edge in a square image."""
-    theta = windows.reshape(-1, 3)
-    corner = torch.ones_like(theta[:, None, :2])
-    boxes = map_boxes(theta, torch.cat([-corner, corner], dim=-1))  # of the whole output
-    return boxes_to_px(boxes.view(*windows.shape[:-1], 4), (image_px, image_px))
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -101,11 +103,11 @@ def misses(windows: Tensor, boxes_px: Tensor, image_px: int) -> dict[str, Tensor
     "off": the object's middle is outside the window; else "loose", "tight": more than twice, less than half of the
     box's area; "shifted": none of these, and yet IoU 0.5 or less.
     """
-    found = window_boxes_px(windows, image_px)
+    window_px = window_boxes_px(windows, image_px)
     middle = (boxes_px[..., :2] + boxes_px[..., 2:]) / 2
-    wrong = iou(found, boxes_px) <= CORRECT_IOU
-    off = wrong & ~((found[..., :2] <= middle) & (middle <= found[..., 2:])).all(-1)
-    ratio = _area(found) / _area(boxes_px)
+    wrong = iou(window_px, boxes_px) <= CORRECT_IOU
+    off = wrong & ~((window_px[..., :2] <= middle) & (middle <= window_px[..., 2:])).all(-1)
+    ratio = _area(window_px) / _area(boxes_px)
     loose, tight = wrong & ~off & (ratio > 2), wrong & ~off & (ratio < 0.5)
     return {"off": off, "loose": loose, "tight": tight, "shifted": wrong & ~(off | loose | tight)}
 
@@ -137,7 +139,7 @@ class Colocalisation(Training):
         names: Sequence[str],
         recipe: ColocalisationRecipe,
         seed: int,
-        search: Search | None = None,
+        search: WindowSearch | None = None,
         chunk_steps: int = CHUNK_STEPS,
     ) -> None:
         super().__init__(net, recipe, seed, chunk_steps)
@@ -197,10 +199,10 @@ class Colocalisation(Training):
     def begin(self) -> None:
         """Puts the windows where a search by the loss finds them (`search_windows`), class by class."""
         images, boxes_px = self.scenes["train"]
-        found = []
+        searched = []
         for k in range(len(self.names)):
             generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "search", k))
-            found.append(
+            searched.append(
                 search_windows(
                     lambda images, windows: self.encode(images[:, None], windows[:, None])[0],
                     images[:, k],
@@ -210,18 +212,18 @@ class Colocalisation(Training):
                     self.search.prototypes,
                 )
             )
-        found, steps = torch.stack(found, dim=1), self.search.fit_steps
+        searched, steps = torch.stack(searched, dim=1), self.search.fit_steps
         fit_windows(
             self.net,
             images,
-            found,
+            searched,
             steps,
             self.recipe.batch_size,
             stream_seed(self.seed, "fit"),
             before_step=lambda step: self._note_windows(step - steps),
         )
         with torch.no_grad():
-            for i, windows in enumerate((found, self.net(images))):
+            for i, windows in enumerate((searched, self.net(images))):
                 overlap = iou(window_boxes_px(windows, self.image_px), boxes_px)
                 self.net.begin_correct_pct[i] = 100 * (overlap > CORRECT_IOU).float().mean()
         self.net.has_begun.fill_(True)
@@ -273,6 +275,20 @@ class Colocalisation(Training):
         noted = self.net.trace_noted.tolist()
         return [step for step, there in zip(self.traced_steps, noted, strict=True) if there], self.net.trace[noted]
 
+    def look(self) -> Look:
+        """The first image of each of the first classes."""
+        images, px = self.scenes["train"].images[:IMAGES], self.recipe.crop_px
+        windows, statistics = self.net(images), {}
+        for i, name in enumerate(("scale", "x", "y")):
+            of_class = windows[..., i]
+            statistics[f"theta_mean_{name}"] = of_class.mean().item()
+            statistics[f"theta_std_{name}"] = of_class.std(0).mean().item()
+        images, windows = images[:1, :ROWS], windows[:1, :ROWS]
+        cut = crops(images, windows, px, self.recipe.antialias)
+        warped = Warped(cut, windows[0], attention_grid(windows[0], (px, px)))
+        rows = rows_of(images[0], [warped], self.names[:ROWS])
+        return Look(rows, len(rows) // images.shape[1], statistics)
+
     # -- test -------------------------------------------------------------------------------------------------------
 
     def test_dataloader(self) -> DataLoader:
@@ -292,9 +308,9 @@ class Colocalisation(Training):
         for label, value in zip(self.names, correct_pct.tolist(), strict=True):
             self.metrics[f"test/correct{suffix}_pct_{label}"] = value
         if name == "train":
-            found = misses(windows, scenes.boxes_px, self.image_px)
-            self.metrics |= {f"test/{kind}_pct": 100 * wrong.float().mean().item() for kind, wrong in found.items()}
-            self.metrics["test/lost_classes"] = (found["off"].float().mean(0) > LOST_SHARE).sum().item()
+            missed = misses(windows, scenes.boxes_px, self.image_px)
+            self.metrics |= {f"test/{kind}_pct": 100 * wrong.float().mean().item() for kind, wrong in missed.items()}
+            self.metrics["test/lost_classes"] = (missed["off"].float().mean(0) > LOST_SHARE).sum().item()
             self.metrics["test/scale"] = windows[..., 0].mean().item()
             if self.search:
                 searched, fitted = self.net.begin_correct_pct.tolist()

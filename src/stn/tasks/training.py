@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stn.data.seeds import stream_seed
 from stn.tasks.data_parallel import Part
+from stn.tasks.looks import Look
 from stn.tasks.recipe import Recipe
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
@@ -60,6 +61,13 @@ class Training(pl.LightningModule):
     def collapse(self, loss: float) -> str | None:
         """Why a finished run with this final training loss has learned nothing; None when it has. Called after the
         test.
+        """
+        return None
+
+    def look(self) -> Look | None:
+        """What its spatial transformers do to a few images, as the test would see it; None without any.
+
+        To be called in evaluation mode, without gradients; no random number is drawn.
         """
         return None
 

@@ -1,11 +1,18 @@
 """What a 3D spatial transformer does to a test set: its theta, where its grid lies, how it turns the plates."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from stn.data.streams import Batch
+from stn.tasks.looks import caption
 from stn.tasks.warp_statistics import rotation_deg, spread_deg
 from stn.transform import Warped
+
+VOLUMES = 2  # in a picture: one takes half a second to draw
 
 
 def tilt_deg(turn: Tensor) -> Tensor:
@@ -16,6 +23,20 @@ def tilt_deg(turn: Tensor) -> Tensor:
     """
     view = turn[:, :, 2]  # the projection looks along z
     return torch.atan2(view[:, :2].norm(dim=1), view[:, 2].abs()).rad2deg()
+
+
+class VolumeLook(NamedTuple):
+    """As `Look`, of volumes."""
+
+    warps: Sequence  # of stn.results.volume_figures.VolumeWarp
+    per_image: int
+    statistics: dict[str, float]
+
+    def draw(self, path: Path, title: str) -> Path:
+        """The surface and the projection, before and after."""
+        from stn.results.volume_figures import volume_gallery
+
+        return volume_gallery(path, self.warps, title)
 
 
 class VolumeStatistics:
@@ -33,6 +54,16 @@ class VolumeStatistics:
         self.digits.append(batch.digits[:, 0].cpu())
         self.before.append(turn.cpu())
         self.after.append((turn @ warped.theta[:, :, :3]).cpu())
+
+    @staticmethod
+    def look(warps: list[Warped], batch: Batch, statistics: dict[str, float]) -> VolumeLook:
+        """The first volumes and their projections, which are means along the depth."""
+        from stn.results.volume_figures import VolumeWarp
+
+        before, after = (x[:VOLUMES, 0].cpu() for x in (batch.images, warps[0].image))
+        panels = [x.numpy() for x in (before, after, before.mean(1), after.mean(1))]
+        rows = [VolumeWarp(*row) for row in zip(*panels, map(caption, batch.labels[:VOLUMES]), strict=True)]
+        return VolumeLook(rows, 1, statistics)
 
     def summary(self) -> dict[str, float]:
         """The metrics.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stn.data.digit import DIGIT_PX
 from stn.data.streams import Batch
+from stn.tasks.looks import look_through
 from stn.transform import Warped
 from stn.transform.grids import homogeneous_points
 
@@ -130,6 +131,8 @@ class WarpStatistics:
         if batch.src_from_out is not None:
             self.digits.append(batch.digits.cpu())
             self.before.append(batch.src_from_out.cpu())
+
+    look = staticmethod(look_through)
 
     def summary(self) -> dict[str, float]:
         """The metrics; with several transformers each has its own, prefixed st0_, st1_, …

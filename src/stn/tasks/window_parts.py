@@ -94,10 +94,10 @@ def report_windows(
     scale = float(windows_px[0, 0, 2] - windows_px[0, 0, 0]) / image_px
     random = random_windows(n_images, BASELINE_DRAWS, scale, image_px, generator).cpu()
     baseline = region_frequencies(window_regions(random, parts, part_names)).amax(1)
-    held, seen = parts_inside(windows_px, parts).sum(0), (parts[..., 2] > 0).sum(0)
+    held, visible = parts_inside(windows_px, parts).sum(0), (parts[..., 2] > 0).sum(0)
     names = tuple(REGIONS)
     reports = []
-    for shares, part_shares in zip(frequencies, held / seen, strict=True):
+    for shares, part_shares in zip(frequencies, held / visible, strict=True):
         consistency, region = shares.max(0)
         reports.append(
             WindowReport(

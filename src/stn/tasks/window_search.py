@@ -33,7 +33,7 @@ def hinge_loss(between: Tensor, to_random: Tensor, alpha: float) -> Tensor:
     return (hinge * others).sum((-2, -1)) / (n * (n - 1))
 
 
-class Search(NamedTuple):
+class WindowSearch(NamedTuple):
     """How long to search: random windows of each image, prototypes among them, steps to fit the localisers."""
 
     windows: int

@@ -26,7 +26,7 @@ def claimed(runs: Sequence[RunSettings]) -> Iterator[None]:
 def held_file(path: Path, complaint: str) -> Iterator[None]:
     """Holds the lock on a file, which is made and stays. Raises: Busy, with the complaint, when another has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,7 +49,7 @@ def outcome(run: RunSettings, built: Built, device: str, error: Exception | None
     curve = thinned(module.curve)
     if reason := module.diverged or _not_finite(module):
         return record | {"status": "diverged", "reason": reason, "curve": curve}
-    return record | _measured(module, curve)
+    return record | _measured(module, curve, run.evaluate)
 
 
 def _not_finite(module: Training) -> str | None:
@@ -60,21 +60,27 @@ def _not_finite(module: Training) -> str | None:
     return next(bad, None)
 
 
-def _measured(module: Training, curve: dict[str, list]) -> dict[str, Any]:
-    """What a finished run adds to its record, with the verdict whether it learned anything."""
+def _measured(module: Training, curve: dict[str, list], evaluate: str) -> dict[str, Any]:
+    """What a finished run adds to its record, with the verdict whether it learned anything. What was measured is called
+    by what it was measured on, "test/…" or "heldout/…".
+    """
     tail = curve["train/loss"][-max(1, len(curve["train/loss"]) // 10) :]
     loss = sum(tail) / len(tail)
     reason = module.collapse(loss)
     return {
         "status": "collapsed" if reason else "ok",
         "reason": reason,
-        "metrics": {"train/loss": loss, **module.metrics},
-        "per_draw": module.per_draw,
+        "metrics": {"train/loss": loss, **_named(module.metrics, evaluate)},
+        "per_draw": _named(module.per_draw, evaluate),
         "test_wrong": None if module.test_wrong is None else pack_wrong(module.test_wrong.numpy()),
         "curve": curve,
         "wall_s": round(module.train_s, 2),
         "images_per_s": round(module.recipe.steps * module.recipe.batch_size / module.train_s, 1),
     }
+
+
+def _named(measured: dict[str, Any], evaluate: str) -> dict[str, Any]:
+    return {name.replace("test/", f"{evaluate}/", 1): value for name, value in measured.items()}
 
 
 def thinned(curve: dict[str, list]) -> dict[str, list]:

@@ -15,24 +15,30 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "numpy")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can change a result."""
-    found = {"python": platform.python_version()}
+    named = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            named[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            named[name] = "not installed"
+    return named
 
 
 def arithmetic(net: nn.Module) -> dict[str, str]:
-    """How the numbers were computed: the CPU's `instructions` (torch's vector kernels; bf16 where oneDNN has it in
-    hardware) and, of a net that could compute `convolutions` in the frequency domain and did or did not, which.
-
-    To be asked when the net was trained.
+    """How the numbers were computed: the CPU's `instructions` and, of a net that could compute `convolutions` in the
+    frequency domain and did or did not, which. To be asked when the net was trained.
     """
-    found = {"instructions": torch.backends.cpu.get_cpu_capability() + (", bf16" if computes_bf16() else "")}
+    how = {"instructions": instructions()}
     ways = {layer.way for layer in net.modules() if isinstance(layer, FrequencyConv2d)} - {None}
-    return found | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
+    return how | ({"convolutions": " and ".join(sorted(ways))} if ways else {})
+
+
+def instructions() -> str:
+    """Of the CPU: those that torch's vector kernels use; and bf16 where oneDNN has it in hardware."""
+    used = torch.backends.cpu.get_cpu_capability()
+    held_back = used == "AVX2" and torch.cpu.get_capabilities().get("avx512_f")
+    bf16 = ", bf16" if computes_bf16() else ""
+    return used + bf16 + (" of a processor with AVX512, held back" if held_back else "")
 
 
 def computes_bf16() -> bool:
@@ -42,6 +48,16 @@ def computes_bf16() -> bool:
     return in_hardware and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # False: oneDNN was told not to
 
 
+def cost_of_bf16(device: torch.device) -> str | None:
+    """One line for a CPU that has no bf16; None elsewhere."""
+    if device.type != "cpu" or computes_bf16():
+        return None
+    return (
+        f"precision=bf16: this processor ({instructions()}) does not compute in bf16 but imitates it; a network with "
+        "convolutions takes ten times as long as in float32"
+    )
+
+
 def device_name(device: torch.device, count: int = 1) -> str:
     """The processor's or the GPU's name; where `count` processes train together, as many times that."""
     if count > 1:
@@ -49,7 +65,7 @@ def device_name(device: torch.device, count: int = 1) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

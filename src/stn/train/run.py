@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,13 @@ from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
 from stn.train.outcome import outcome
 from stn.train.parallel import check_parallel, part_of, trainer_options
-from stn.train.provenance import arithmetic, device_name
+from stn.train.provenance import arithmetic, cost_of_bf16, device_name, versions
 from stn.train.stack import Stack
-from stn.train.stopped import Stopped
+from stn.train.stopped import Interrupted, Stopped
 from stn.watch.snapshots import Snapshots
 from stn.watch.tracking import Tracked, tracking
 
+log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lines, adverts
 
 # These say nothing about a run: it is not over, or the disk or the GPU is full.
@@ -49,28 +51,33 @@ def train(
     process's: a run of which it knows the record is not trained.
     Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. Busy when another
     process trains one of the runs. OutOfTime at the deadline; nothing is recorded either, and the next call goes on,
-    as after an OSError or an error of the device. Another error during training is recorded with status "failed" and
-    raised again, but not where several processes train the run: it may be that one of them was lost.
+    as after an OSError or an error of the device, and after an Interrupted: what is around training and test failed, a
+    logger or the terminal. An error of training or test is recorded with status "failed", unless the run has a record
+    already, and raised again; but not where several processes train the run: it may be that one of them was lost.
     """
     for run in runs:
         network(run)  # what cannot be built is refused before a file is made
     writes = part_of(runs[0]).rank == 0  # of the processes that train a run together, the first
     with claimed(runs if writes else []):
         records = {run.record_file: done(run) for run in runs}
-        left = [run for run in runs if records[run.record_file] is None]
-        if not left:
+        todo = [run for run in runs if records[run.record_file] is None]
+        if not todo:
             return list(records.values())
         keep_freed_memory()
-        builts = [_built(run) for run in left]
+        builts = [_built(run) for run in todo]
         modules = [built.module for built in builts]
         program = modules[0] if len(modules) == 1 else Stack(modules)
-        program.config_hash = "+".join(run.hash for run in left)
-        checkpoint = checkpoint_file(left)
-        kept = Snapshots({run.folder: built.module for run, built in zip(left, builts, strict=True) if writes})
+        program.config_hash = "+".join(run.hash for run in todo)
+        checkpoint = checkpoint_file(todo)
+        kept = Snapshots({run.folder: built.module for run, built in zip(todo, builts, strict=True) if writes})
         saving = [kept, Checkpoints(checkpoint, deadline), *([_Progress(progress)] if progress else [])]
-        with tracking(left[0], writes) as tracked, _quiet():
-            trainer = _trainer(left[0], checkpoint.parent, tracked.logger, [*saving, *callbacks, *tracked])
-            with _recorded(left, builts, trainer, tracked) as ended:
+        provenance = {"versions": versions(), "data_checksums": builts[0].data_checksums}
+        with tracking(todo[0], provenance, writes) as tracked, quiet():
+            trainer = _trainer(todo[0], checkpoint.parent, tracked.logger, [*saving, *callbacks, *tracked])
+            device = trainer.strategy.root_device
+            if todo[0].precision == "bf16" and (warning := cost_of_bf16(device)):
+                log.warning(warning)
+            with _recorded(todo, builts, trainer, tracked) as ended:
                 trainer.fit(program, ckpt_path=usable(checkpoint, program.config_hash), weights_only=True)
                 for module in modules:
                     module.arithmetic = arithmetic(module.net)
@@ -111,6 +118,11 @@ def _recorded(
     except Exception as raised:
         if part.count > 1:
             raise  # most likely another process was lost, which says nothing about the run
+        if not _began_in_the_run(raised):
+            told = " ".join(f"{type(raised).__name__}: {raised}".split())[:500]
+            raise Interrupted(
+                f"{told}; nothing is recorded, the same command goes on from the last checkpoint"
+            ) from raised
         error = raised
     for run, built in zip(runs, builts, strict=True):
         record = records[run.record_file] = outcome(run, built, device, error)
@@ -118,11 +130,22 @@ def _recorded(
             save(built.module.net.state_dict(), run.folder / "weights.pt")
     if part.rank == 0:
         # Together: a stack that lost some of its runs to a full disk could not go on from its checkpoint.
-        write_records(records)
-        for record in records.values():
-            tracked.tell(record)
+        write_records({run.record_file: records[run.record_file] for run in runs if not error or not run.recorded()})
+        for run in runs:
+            tracked.tell(run, records[run.record_file])
     if error is not None:
         raise error
+
+
+def _began_in_the_run(error: Exception) -> bool:
+    """Whether it was raised in a step of training or test: what is around them says nothing about the run."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        if file.parent.name == "watch":
+            return False
+        if file.parent.name == "tasks" or file.name == "stack.py":
+            return True
+    return False
 
 
 def _trainer(run: RunSettings, folder: Path, logger, callbacks: list[Callback]) -> pl.Trainer:
@@ -134,7 +157,7 @@ def _trainer(run: RunSettings, folder: Path, logger, callbacks: list[Callback]) 
         callbacks=callbacks,
         log_every_n_steps=1,
         enable_checkpointing=False,
-        enable_progress_bar=run.progress,
+        enable_progress_bar=False,  # `progress` tells
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
@@ -142,7 +165,7 @@ def _trainer(run: RunSettings, folder: Path, logger, callbacks: list[Callback]) 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Lightning's advice on what is meant so."""
     with warnings.catch_warnings():
         for about in ("does not have many workers", "`srun` command is available", "LeafSpec"):

@@ -5,6 +5,16 @@ class Stopped(Exception):
     """Training was ended from outside before its last step; nothing is recorded."""
 
 
+class Pruned(Stopped):
+    """A search gave the run up; its `status` is what W&B shows."""
+
+    status = "pruned"
+
+
+class Interrupted(Stopped):
+    """What is around a run failed, not its training or test: a logger, the terminal, the Trainer's start."""
+
+
 class OutOfTime(Stopped):
     """The time budget ended before the training did; the checkpoint is there for the next call."""
 

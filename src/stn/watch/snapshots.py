@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from stn.saved import replace
+from stn.tasks.looks import Look
 from stn.tasks.training import Training
 
 FILE = "snapshots.npz"
@@ -29,7 +30,7 @@ class Snapshots(Callback):
     """
 
     def __init__(self, runs: Mapping[Path, Training]) -> None:
-        self.runs = {folder: module for folder, module in runs.items() if _observes(module)}
+        self.runs = {folder: module for folder, module in runs.items() if getattr(module, "statistics", None)}
         self.steps: list[int] = []
         self.thetas: list[list[list[Tensor]]] = []  # by step, run and transformer
         self.images: list[Tensor] | None = None
@@ -79,16 +80,19 @@ def _chosen(chunks: int) -> set[int]:
     return {round(chunks * (i / (SNAPSHOTS - 1)) ** 2) for i in range(1, SNAPSHOTS)} - {0}
 
 
-def _observes(module: Training) -> bool:
-    return bool(getattr(module, "statistics", None)) and hasattr(module.net, "observe")
-
-
 @torch.no_grad()
 def _thetas(net: torch.nn.Module, images: Tensor) -> Sequence[Tensor]:
     """Theta of each transformer as the test would see it."""
     with evaluating(net):
-        _, seen = net.observe(images.to(next(net.parameters())))
-    return [warped.theta.cpu() for warped in ([seen] if hasattr(seen, "theta") else seen)]
+        _, warps = net.observe(images.to(next(net.parameters())))
+    return [warped.theta.cpu() for warped in warps]
+
+
+@torch.no_grad()
+def looked_at(module: Training) -> Look | None:
+    """What the module shows of itself, as the test would see it; it is left as it was."""
+    with evaluating(module.net):
+        return module.look()
 
 
 @contextmanager

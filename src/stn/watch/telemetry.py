@@ -17,18 +17,20 @@ class Telemetry(pl.Callback):
     Gradient norms are those of the chunk's last step, whose gradients are still there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wandb_run) -> None:
+        """`wandb_run`: a `stn.watch.tracking.WandbRun`."""
+        self.wandb_run = wandb_run
         self.predicted, self.labels = [], []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        trainer.logger.log_hyperparams({"n_params": count_parameters(module.net)})
+        self.wandb_run.log_hyperparams({"n_params": count_parameters(module.net)})
         self.parts: dict[str, list[Tensor]] = {}
         for name, parameter in module.net.named_parameters():
             self.parts.setdefault("localiser" if is_localiser(name) else "rest", []).append(parameter)
         self.steps, self.seconds = module.steps_done, module.train_s
         if module.steps_done:  # resumed: the row of the chunk that a checkpoint ended is written by nobody else
             last = {name: values[-1] for name, values in module.curve.items() if name != "step"}
-            trainer.logger.log_metrics(last, step=module.steps_done)
+            self.wandb_run.log_metrics(last, step=module.steps_done)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
         groups = module.optimizers(use_pl_optimizer=False).param_groups
@@ -50,7 +52,7 @@ class Telemetry(pl.Callback):
         if self.labels:
             labels, predicted = torch.cat(self.labels), torch.cat(self.predicted)
             logged = confusion(labels, predicted, module.stream.classes)
-            trainer.logger.experiment.log({**logged, "trainer/global_step": module.steps_done})
+            self.wandb_run.log({**logged, "trainer/global_step": module.steps_done})
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> dict:

@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 
 import pytorch_lightning as pl
+import wandb
 
-from stn.watch.looks import draw, look
+from stn.watch.snapshots import looked_at
 
 PICTURES = 6  # per run: at the start, the end, and evenly between
 
@@ -15,6 +16,9 @@ class WarpPictures(pl.Callback):
 
     Runs without a spatial transformer log none.
     """
+
+    def __init__(self, wandb_run) -> None:
+        self.wandb_run = wandb_run
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if module.steps_done == 0:
@@ -28,11 +32,11 @@ class WarpPictures(pl.Callback):
             self._log(trainer, module)
 
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        found = look(module)
-        if found is None:
+        look = looked_at(module)
+        if look is None:
             return
-        statistics = {f"theta/{name}": value for name, value in found.statistics.items()}
-        trainer.logger.log_metrics(statistics, step=module.steps_done)
+        statistics = {f"theta/{name}": value for name, value in look.statistics.items()}
+        self.wandb_run.log_metrics(statistics, step=module.steps_done)
         with tempfile.TemporaryDirectory() as folder:
-            picture = draw(Path(folder) / "warps.png", found, f"step {module.steps_done}")
-            trainer.logger.log_image("warps", [str(picture)], step=module.steps_done)
+            picture = look.draw(Path(folder) / "warps.png", f"step {module.steps_done}")
+            self.wandb_run.log({"warps": [wandb.Image(str(picture))], "trainer/global_step": module.steps_done})

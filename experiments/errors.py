@@ -1,0 +1,74 @@
+"""User errors in one line that says what is allowed."""
+
+import difflib
+import errno
+import re
+
+from omegaconf import OmegaConf
+
+from experiments.config import CONF, compose_config, options
+
+REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room, your quota is used up",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EACCES: "make that folder writable, or choose another",
+    errno.EROFS: "make that file system writable, or choose another",
+}
+
+
+def explain(error: Exception, config: str = "train") -> str | None:
+    """One line for an error that the user can mend; None for one that is a bug.
+
+    `config` is the file of conf/ that the verb's overrides concern.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from stn.data.errors import DataError
+    from stn.train.stopped import Busy
+
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_config(error, config)
+    if isinstance(error, OSError | DataError | ValueError | Busy):
+        return " ".join(str(error).split()) + (_remedy(error) or _remedy(error.__cause__))
+    return None
+
+
+def _remedy(error: BaseException | None) -> str:
+    """What to do about an error of the file system, where it is known."""
+    remedy = REMEDIES.get(error.errno) if isinstance(error, OSError) else None
+    return f"; {remedy}, then give the same command again" if remedy else ""
+
+
+def _explain_config(error: Exception, config: str) -> str:
+    """Which group, option or key was wrong, and which there are."""
+    message = " ".join(str(error).split())
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", message):
+        group, option = found.groups()
+        return f"{group}={option} does not exist; allowed: {', '.join(options(group))}"
+    if found := re.search(r"You must specify '(\w+)'", message):
+        group = found[1]
+        return f"{group}=… is missing; allowed: {', '.join(options(group))}"
+    if found := re.search(r"Interpolation key 'protocol\.(\w+)' not found", message):
+        having = [
+            name for name in options("protocol") if found[1] in OmegaConf.load(CONF / "protocol" / f"{name}.yaml")
+        ]
+        return f"this protocol says nothing about {found[1]} tasks; allowed: protocol={', '.join(having)}"
+    if found := re.search(r"Could not override '([\w.]+)'", message):
+        return _explain_key(found[1], config)
+    return message
+
+
+def _explain_key(key: str, config: str) -> str:
+    """An unknown setting: the settings beside it, or the groups when it is a first name."""
+    parent, _, name = key.rpartition(".")
+    groups = {"train": ["task=mnist_r", "model=fcn"], "sweep": ["sweep=localiser"]}  # those without a usual choice
+    node = OmegaConf.to_container(compose_config(config, groups.get(config, [])))
+    for part in parent.split(".") if parent else []:
+        node = node.get(part, {}) if isinstance(node, dict) else {}
+    allowed = sorted(node) if isinstance(node, dict) else []
+    close = difflib.get_close_matches(name, allowed, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    where = f" in {parent}" if parent else ""
+    return f"there is no setting {name!r}{where}{hint}; allowed: {', '.join(allowed) or f'none, see {CONF.name}/'}"
