@@ -5,6 +5,7 @@ step: a training step beside a plain eager loop, that loop fed by a DataLoader, 
 its parts; the achieved part of the machine's speed in matrix products.
 precision: the error of whole runs in that precision beside float32, seed by seed, on held-out training digits;
 convolutions: the same with those in the frequency domain beside direct ones. Both only on demand, since they train.
+growth: the CNN's step against canvas, batch and replicas, on the CPU; with a figure.
 Writes results/bench/<what>_<cpu|cuda>.json; ratios within one run, since machines are shared and noisy.
 """
 
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 from experiments.cli import main, one_of
 from experiments.config import compose_run, quoted
+from stn.results.bench_figures import growth_figure
 from stn.settings import RunSettings
 
 MODELS = {
@@ -21,6 +23,7 @@ MODELS = {
     "step": ["fcn", "cnn"] + [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")],
     "precision": ["fcn", "cnn", "st_fcn_affine", "st_cnn_affine"],
     "convolutions": ["cnn"],
+    "growth": ["cnn"],
 }
 
 
@@ -59,6 +62,8 @@ def bench(settings: dict) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_rounded(record), indent=1) + "\n", encoding="utf-8")
         print(f"wrote {path}")
+        if what == "growth":
+            print(f"wrote {growth_figure(path.with_suffix('.png'), record)}")
 
 
 def _loop(settings: RunSettings, wanted: SimpleNamespace) -> dict:
@@ -93,7 +98,13 @@ def _convolutions(settings: RunSettings, wanted: SimpleNamespace) -> dict:
     return convolution_effect(settings, wanted.seeds)
 
 
-MEASURES = {"loop": _loop, "step": _step, "precision": _precision, "convolutions": _convolutions}
+def _growth(settings: RunSettings, wanted: SimpleNamespace) -> dict:
+    from stn.bench.growth import growth
+
+    return growth(wanted.repeats)
+
+
+MEASURES = {"loop": _loop, "step": _step, "precision": _precision, "convolutions": _convolutions, "growth": _growth}
 
 
 def _rounded(value):

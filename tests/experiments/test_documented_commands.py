@@ -120,7 +120,7 @@ def test_the_help_of_make_names_every_target():
 
 @pytest.mark.parametrize(("name", "path"), [("stn", "/conda/envs/stn/bin/python"), ("base", ".venv/bin/python")])
 def test_make_uses_the_conda_environment_of_environment_yml_when_it_is_active(name, path):
-    call = ["make", "-n", "tables", f"CONDA_DEFAULT_ENV={name}", "CONDA_PREFIX=/conda/envs/stn"]
+    call = ["make", "-n", "-B", "tables", f"CONDA_DEFAULT_ENV={name}", "CONDA_PREFIX=/conda/envs/stn"]
     said = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"{path} -m experiments.tables" in said.replace('"', "")
     assert ("venv .venv" in said) == (name == "base")

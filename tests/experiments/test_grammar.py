@@ -99,7 +99,7 @@ def test_a_word_that_is_no_key_and_value_is_refused_in_a_line(monkeypatch, capsy
         ("figures", "data=drawn", "data must be one of real, subset, standin, got 'drawn'"),
         ("tables", "check=perhaps", "check must be true or false, got 'perhaps'"),
         ("records", "results_dir=results", "give either pack=<archive> or merge=<archive>"),
-        ("bench", "what=[loop,speed]", "what must be one of loop, step, precision, convolutions, got 'speed'"),
+        ("bench", "what=[loop,speed]", "what must be one of loop, step, precision, convolutions, growth, got 'speed'"),
         ("bench_svhn", "repeats=few", "repeats must be an integer, got 'few'"),
         ("dashboard", "wandb.project=3", "wandb.project must be a name, got 3"),
     ],

@@ -54,12 +54,12 @@ def test_it_is_rendered_and_checked_like_the_other_tables(path, tmp_path):
     results, conf, readme = path.parents[1], tmp_path / "conf", tmp_path / "README.md"
     (conf / "table").mkdir(parents=True)
     readme.write_text("before\n<!-- table: bench_step_cpu -->\n<!-- end of table -->\nafter\n")
-    assert render(results, conf, readme) == 0
+    assert render(results, conf, [readme]) == 0
     assert "**A training step on A processor, 1 thread(s)**" in readme.read_text()
     assert list(rendered_files(results / "tables")) == ["bench_step_cpu.md"]
-    assert check(results, conf, readme) == 0
+    assert check(results, conf, [readme]) == 0
     path.write_text(path.read_text().replace('"ms": 10.0', '"ms": 11.0'))
-    assert check(results, conf, readme) == 1
+    assert check(results, conf, [readme]) == 1
 
 
 def test_another_file_is_named(path):

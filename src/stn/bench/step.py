@@ -124,7 +124,7 @@ class Contenders:
     def time_s(self, name: str, n: int) -> float:
         """Seconds per step of n steps; plain loops run with the memory allocator as it is by default."""
         (return_freed_memory if name.startswith(("plain", "public")) else keep_freed_memory)()
-        return _time_s(self.steps[name], n)
+        return time_s(self.steps[name], n)
 
     def _module(self, seed: int = 0) -> Classification:
         device = torch.device("cuda" if self.settings.device == "cuda" else "cpu")
@@ -240,7 +240,7 @@ def shares(settings: dict, repeats: int = 9) -> dict[str, float]:
         parts["classifier"] = lambda: net(images).sum().backward()
     cross_entropy(net(images), module.draw_batch().labels).backward()
     parts["optimiser"] = optimiser.step
-    return {name: 1000 * statistics.median(_time_s(part, 3) for _ in range(repeats)) for name, part in parts.items()}
+    return {name: 1000 * statistics.median(time_s(part, 3) for _ in range(repeats)) for name, part in parts.items()}
 
 
 def step_flop(settings: dict) -> int:
@@ -255,10 +255,10 @@ def step_flop(settings: dict) -> int:
 def peak_flop_per_s(device: str, repeats: int = 5) -> float:
     """The machine's speed in a large float32 matrix product, with the threads that torch uses now."""
     a = torch.rand(MATRIX_SIDE, MATRIX_SIDE, device=device)
-    return 2 * MATRIX_SIDE**3 / min(_time_s(lambda: a @ a, 1) for _ in range(repeats + 1))
+    return 2 * MATRIX_SIDE**3 / min(time_s(lambda: a @ a, 1) for _ in range(repeats + 1))
 
 
-def _time_s(step: Callable[[], object], n: int) -> float:
+def time_s(step: Callable[[], object], n: int) -> float:
     """Seconds per call, after one that does not count.
 
     With one thread on a CPU, those that the process computed: who else uses the machine does not count.

@@ -58,9 +58,10 @@ def _sample(image: Tensor, grid: Tensor, kernel: str, padding: str, antialias: b
     # hardtanh is clamp, with a backward pass that is four times as fast on the CPU
     image, grid = image.to(dtype), F.hardtanh(grid.to(dtype), -GRID_LIMIT, GRID_LIMIT)
     out = _sample_mipmap(image, grid, kernel, padding) if antialias else _read(image, grid, kernel, padding)
-    # grid_sample makes a pixel of a point that is not a number; this is 0 or NaN
-    x, *others = grid.detach().unbind(-1)
-    return out + (0 * sum(others, start=x)).unsqueeze(1)
+    # grid_sample makes a pixel of a point that is not a number: 0 times its coordinates is added, 0 or NaN
+    x, y, *z = (axis.unsqueeze(1) for axis in grid.detach().unbind(-1))
+    out = torch.addcmul(out, x, y, value=0)
+    return torch.add(out, z[0], alpha=0) if z else out
 
 
 def _read(image: Tensor, grid: Tensor, kernel: str, padding: str) -> Tensor:
