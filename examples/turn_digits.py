@@ -35,7 +35,9 @@ def turn(model: Path, picture: Path, seed: int = 0) -> list[int]:
         Warp(images[i, 0].numpy(), seen[0].grid[i].numpy(), seen[0].image[i, 0].numpy(), f"{i}, read as {read[i]}")
         for i in range(10)
     ]
-    warp_gallery(picture, rows, f"{trained.name}: {trained.record['metrics']['test/error_pct']:.2f} % test error")
+    warp_gallery(
+        picture, rows, f"{trained.name}: {trained.record['metrics']['test/error_pct']:.2f} % test error", per_line=2
+    )
     return read
 
 
