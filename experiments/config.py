@@ -42,7 +42,7 @@ def of_run(config: DictConfig) -> dict:
 def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
     """Raises: ValueError where the protocol differs from `plain` in what is no concern of this run."""
     cell = (run.task.name, run.model.name)
-    its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell), ("precision_of", *cell)]
+    its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell)]
     for path in _differences(composed["protocol"], plain["protocol"]):
         if not any(path[: len(own)] == own[: len(path)] for own in its):
             raise ValueError(

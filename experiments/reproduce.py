@@ -134,14 +134,14 @@ def _needed(todo: list[RunSettings], wanted: dict, listed: dict[str, str | None]
 
 
 def _state(run: RunSettings, listed: dict[str, str | None]) -> str:
-    """done, failed, or missing; a record that was made with other settings (`Experiment.made`) counts as missing.
+    """done, failed, or missing; a record that was made with other settings counts as missing.
 
     Notes in `listed` when the record that is there finished, by its file.
     """
     path = run.record_file
     record = read_record(path) if path.exists() else None
     listed[str(path)] = record and record["finished_at"]
-    if record is None or not run.made(record):
+    if record is None or record["config_hash"] != run.hash:
         return "missing"
     return "done" if record["status"] == "ok" else "failed"
 

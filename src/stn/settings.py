@@ -67,13 +67,6 @@ class Experiment(Checked):
         """Of the config: the same for every seed of one cell, and for every note."""
         return config_hash(self.config)
 
-    def made(self, record: dict[str, Any]) -> bool:
-        """Whether this record is of this experiment, made in this precision or another: that is how it was made, and
-        does no more to the error than another seed (results/bench/README.md).
-        """
-        as_made = self.model_copy(update={"precision": record["config"].get("precision", USUAL["precision"])})
-        return record["config_hash"] == as_made.hash
-
     def read(self, task: type[Group], model: type[Group], recipe: type[Group]) -> tuple[Group, Group, Group]:
         """Task, model and recipe as a family reads them. Raises: ValueError for a key that it does not read."""
         of_task = checked(task, self.task.model_dump(), "task")

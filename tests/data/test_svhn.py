@@ -95,15 +95,20 @@ def test_boxes_outside_or_without_area_give_no_crop():
         assert crop_number(picture, np.array([box, [15, 10, 6, 8]]), 64) is None
 
 
-def test_no_test_picture_leaves_the_error(drawn, tmp_path):
-    """In training such pictures are skipped; in the test each counts, as wrong where no net can say its number."""
-    split = shutil.copytree(drawn, tmp_path / "SVHN" / "test")
+def add_unreadable(split):
+    """To a split: a number of six digits, and one whose box is outside of its picture."""
     numbers = read_digit_struct(split / "digitStruct.mat")
     six = HouseNumber("41.png", (1, 2, 3, 4, 5, 6), np.tile([1.0, 1, 5, 8], (6, 1)))
     outside = HouseNumber("42.png", (7,), np.array([[900.0, 900, 9, 9]]))
     for extra in (six, outside):
         shutil.copy(split / "1.png", split / extra.name)
     write_digit_struct(split / "digitStruct.mat", [outside, *numbers, six])
+
+
+def test_no_test_picture_leaves_the_error(drawn, tmp_path):
+    """In training such pictures are skipped; in the test each counts, as wrong where no net can say its number."""
+    split = shutil.copytree(drawn, tmp_path / "SVHN" / "test")
+    add_unreadable(split)
     crops = load_svhn(tmp_path, "test", 64)
     assert (len(crops), crops.source_pictures) == (N + 2, N + 2)
     whole = Image.open(split / "42.png").convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)
@@ -116,11 +121,7 @@ def test_no_test_picture_leaves_the_error(drawn, tmp_path):
 
 def test_the_cache_holds_what_the_folder_holds(split, tmp_path):
     numbers = read_digit_struct(split / "digitStruct.mat")
-    six = HouseNumber("41.png", (1, 2, 3, 4, 5, 6), np.tile([1.0, 1, 5, 8], (6, 1)))
-    outside = HouseNumber("42.png", (7,), np.array([[900.0, 900, 9, 9]]))
-    for extra in (six, outside):
-        shutil.copy(split / "1.png", split / extra.name)
-    write_digit_struct(split / "digitStruct.mat", [outside, *numbers, six])
+    add_unreadable(split)
     crops = load_svhn(tmp_path, "train", 64)
     assert (crops.images.shape, crops.images.dtype) == ((N, 64, 64, 3), torch.uint8)
     assert (crops.labels.dtype, crops.lengths.dtype, len(crops), crops.standin) == (torch.int64, torch.int64, N, True)

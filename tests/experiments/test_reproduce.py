@@ -198,15 +198,6 @@ def test_a_record_of_other_settings_counts_as_missing_and_is_replaced(call, cell
     assert call(*only)[0] == []
 
 
-def test_a_record_in_another_precision_is_a_record_of_its_cell(call, cell):
-    put(cell("mnist_e/fcn").changed(precision="bf16"))
-    only = ("tasks=[mnist_e]", "models=[fcn]", "dry_run=true")
-    assert "1 done, 0 failed, 0 missing" in call(*only)[1]
-    changed = cell("mnist_e/fcn").recipe | {"batch_size": 3}
-    put(cell("mnist_e/fcn").changed(precision="bf16", recipe=changed))
-    assert "0 done, 0 failed, 1 missing" in call(*only)[1]
-
-
 def test_a_run_that_raises_does_not_stop_the_others_and_ends_the_command_with_its_name(call, tiny):
     call.broken.append("mnist_r/fcn")
     with pytest.raises(SystemExit) as stop:

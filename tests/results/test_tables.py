@@ -121,12 +121,6 @@ def test_records_of_one_cell_must_share_their_settings(small_table, record):
     assert "mnist_r/fcn/fast/seed0 and mnist_r/fcn/fast/seed1 differ in config_hash" in str(error.value)
 
 
-def test_seeds_of_one_cell_may_be_computed_in_different_precisions(small_table, record):
-    made = record(seed=0)
-    other = record(seed=1, config=made["config"] | {"precision": "bf16"}, config_hash="f" * 16)
-    assert table_cells(load_table(small_table()), [made, other], "fast")["n"].sum() == 2
-
-
 def test_a_table_has_the_note_of_the_record_that_ended_last(tmp_path, small_table, record):
     old = record("fcn")
     new = record(

@@ -22,7 +22,7 @@ from stn.tasks.volume_statistics import VolumeStatistics
 from stn.tasks.warp_statistics import WarpStatistics
 from stn.watch.snapshots import looked_at as look
 
-N = 20  # two of each class: poses have a spread
+N = 8
 RTS = {"name": "rts", "rotation_deg": 45, "scale": [0.7, 1.2], "canvas": 42}
 
 

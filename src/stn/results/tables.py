@@ -41,11 +41,6 @@ def select(
     ]
 
 
-# Of the seeds of a cell, those computed in one precision have the same settings; another precision is another way to
-# compute the same, see `stn.settings.Experiment.made`.
-WITHIN_A_CELL = ("task", "model", "precision"), ("config_hash",)
-
-
 def table_cells(
     spec: TableSpec, records: Iterable[Mapping[str, Any]], protocol: str, data: str = "real"
 ) -> pd.DataFrame:
@@ -60,7 +55,7 @@ def table_cells(
     spec = spec if data == "real" else spec.without_paper()
     chosen = select(spec, records, protocol, data)
     check_unique(chosen)
-    _check_alike([{**r, "precision": r["config"].get("precision")} for r in chosen], *WITHIN_A_CELL)
+    _check_alike(chosen, ("task", "model"), ("config_hash",))
     tested = [record for record in chosen if record["status"] == "ok"]
     _check_alike(tested, ("task",), ("n_test", "test_draws", "data_checksums"))
     cells = [

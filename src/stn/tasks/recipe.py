@@ -97,10 +97,6 @@ class Recipe(Checked):
     def lr_of(self, part: Literal["localiser", "rest"]) -> float:
         return self.optimiser.lr
 
-    def must_be_a_fraction(self, name: str) -> None:
-        if not 0 < getattr(self, name) <= 1:
-            raise ValueError(f"recipe.{name} must be more than 0 and at most 1, got {getattr(self, name)}")
-
     def optimiser_of(self, net: nn.Module) -> tuple[Optimizer, LRScheduler]:
         """The optimiser and its schedule, stepped once per training step.
 

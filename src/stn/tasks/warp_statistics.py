@@ -1,5 +1,6 @@
 """What a spatial transformer does to a test set: its theta, where its grid lies, how alike it leaves the digits."""
 
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from stn.transform import Warped
 from stn.transform.grids import homogeneous_points
 
 SYMMETRIC_DIGITS = (0, 1, 8)  # half a turn leaves them what they were
+MIN_SPREAD_DEG = 1e-2  # what rounding leaves of the deviations of a class's only digit
 NORMAL_PER_MAD = 1.4826  # standard deviations per median absolute deviation, of a normal distribution
 
 
@@ -85,11 +87,13 @@ def rotation_kept(
     The slope of a line through the origin, by least squares, of the deviation after on the deviation before, each from
     the mean of their own class. Unlike a spread it leaves out by how much the handwriting of a class differs.
     Digits of `symmetric` classes count only where there are no others: turned by -90° to 90° they have no mean.
+    NaN where no two digits of a class differ in their angles.
     """
     counted = ~torch.isin(labels, torch.tensor(list(symmetric), device=labels.device))
     counted |= ~counted.any()
     before, after = (deviations_deg(angles[counted], labels[counted]) for angles in (before_deg, after_deg))
-    return ((before * after).sum() / before.square().sum()).item()
+    turned = before.square().sum()
+    return ((before * after).sum() / turned).item() if turned > MIN_SPREAD_DEG**2 else math.nan
 
 
 def deviations_deg(angles_deg: Tensor, labels: Tensor, symmetric: Collection[int] = ()) -> Tensor:
@@ -173,7 +177,8 @@ class WarpStatistics:
 def _after(before: Pose, after: Pose, labels: Tensor) -> dict[str, float]:
     """The metrics of the poses that a transformer leaves."""
     spreads = {name.format("after"): spread for name, spread in after.spreads(labels).items()}
-    return spreads | {"angle_kept": rotation_kept(before.angle_deg, after.angle_deg, labels)}
+    kept = rotation_kept(before.angle_deg, after.angle_deg, labels)
+    return spreads if math.isnan(kept) else spreads | {"angle_kept": kept}
 
 
 class _OfTransformer:
