@@ -28,7 +28,8 @@ def growth_figure(path: str | Path, record: Mapping[str, Any]) -> Path:
                 ax.plot(sizes, [row[name] for row in rows], "o-", color=colour, label=meaning)
         arithmetic = ax.twinx()
         arithmetic.plot(sizes, [row["gflop"] for row in rows], "s:", color="#888888", label="GFLOP, direct")
-        ax.set(xlabel=label, ylabel="ms", xticks=sizes)
+        apart = [size for i, size in enumerate(sizes) if i == 0 or size - sizes[i - 1] > 0.08 * sizes[-1]]
+        ax.set(xlabel=label, ylabel="ms", xticks=apart)  # labels nearer than that would run into each other
         ax.tick_params(axis="x", labelsize=7)
         ax.set_ylim(bottom=0)
         arithmetic.set_ylim(bottom=0)
