@@ -160,7 +160,10 @@ def load_cub(data_dir: str | Path, split: str, size_px: int, checksums: bool = F
         raise ValueError(f"load_cub: split must be one of {SPLITS}, got {split!r}")
     root = _root(Path(data_dir))
     if root is None:
-        raise DataError(f"CUB-200-2011 is not in {data_dir}: run `python -m experiments.prepare dataset=cub` first")
+        raise DataError(
+            f"CUB-200-2011 is not in {data_dir}: run `python -m experiments.prepare dataset=cub` first; "
+            "with data=subset it places a part"
+        )
     annotations = read_annotations(root)
     folder = _cache(Path(data_dir), size_px)
     problem = cache_problem(folder, images_source(annotations, size_px), checksums)

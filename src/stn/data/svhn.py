@@ -160,7 +160,8 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
         _check_labels_are_there(data_dir, split)
         raise DataError(
             f"SVHN {split} is not in {data_dir} ({cache} {problem}): `make data-svhn`, or "
-            "`python -m experiments.prepare dataset=svhn`, fetches it (2.6 GB); data=standin draws pictures instead"
+            "`python -m experiments.prepare dataset=svhn`, fetches it (2.6 GB); with data=subset it "
+            "places a part, with data=standin draws pictures instead"
         )
     manifest = read_manifest(cache)
     # Copy on write: torch wants writable memory, and the file must stay as it is.
