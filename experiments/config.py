@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from stn.settings import RunSettings, run_settings
+from stn.settings import RunSettings, differences, run_settings
 
 OF_THE_COMMAND = ("launcher", "workers", "sweep", "storage")  # how many runs are trained, and where
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -31,7 +31,8 @@ def run_of(config: DictConfig) -> RunSettings:
     groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
     plain = of_run(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
     refuse_unread(composed, plain, run)
-    return run if run.hash == run_settings(plain).hash else run.variant()
+    named = run_settings(plain)
+    return run if run.hash == named.hash else run.variant(of=named)
 
 
 def of_run(config: DictConfig) -> dict:
@@ -43,18 +44,11 @@ def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
     """Raises: ValueError where the protocol differs from `plain` in what is no concern of this run."""
     cell = (run.task.name, run.model.name)
     its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell)]
-    for path in _differences(composed["protocol"], plain["protocol"]):
+    for path in differences(composed["protocol"], plain["protocol"]):
         if not any(path[: len(own)] == own[: len(path)] for own in its):
             raise ValueError(
                 f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{run.task.family}"
             )
-
-
-def _differences(a: object, b: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The paths of the leaves in which two nested dicts differ."""
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return [] if a == b else [path]
-    return [leaf for key in a.keys() | b.keys() for leaf in _differences(a.get(key), b.get(key), (*path, key))]
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:

@@ -1,5 +1,6 @@
 """What a run is: an object, checked once, that knows its key, folder, record file and hash. Imports no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -152,12 +153,34 @@ class RunSettings(Experiment):
         """The same run but for these settings. Raises: ValueError, one line, for settings that no run can have."""
         return checked(type(self), self.model_dump() | changes)
 
-    def variant(self) -> Self:
+    def variant(self, of: Experiment) -> Self:
         """The same run under a protocol name and in a results folder of its own, so that it slips into no table.
 
-        Its record goes to results_dir/sweeps, and its protocol is called <protocol>-<hash of the settings>.
+        Its record goes to results_dir/sweeps, its protocol is called <protocol>-<hash of the settings>, and its note
+        ends with what is not as in `of`, the run that it departs from.
         """
-        return self.changed(protocol=f"{self.protocol}-{self.hash[:8]}", results_dir=sweeps_dir(self.results_dir))
+        stated = self.config
+        departures = [path for path in differences(stated, of.config) if path[0] not in ("seed", "protocol_note")]
+        here = ", ".join(f"{'.'.join(path).removeprefix('recipe.')}={at(stated, path)}" for path in departures)
+        return self.changed(
+            protocol=f"{self.protocol}-{self.hash[:8]}",
+            results_dir=sweeps_dir(self.results_dir),
+            protocol_note="; but ".join(filter(None, (of.protocol_note, here))),
+        )
+
+
+def differences(a: object, b: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths of the leaves in which two nested dicts differ."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if a == b else [path]
+    return [leaf for key in (a | b) for leaf in differences(a.get(key), b.get(key), (*path, key))]
+
+
+def at(nested: object, path: Sequence[str]) -> object:
+    """What stands at a path of nested dicts, None where nothing does."""
+    for key in path:
+        nested = nested.get(key) if isinstance(nested, dict) else None
+    return nested
 
 
 def run_settings(composed: dict[str, Any]) -> RunSettings:

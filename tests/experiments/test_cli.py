@@ -270,6 +270,12 @@ def test_variants_differ_by_setting_and_agree_over_seeds():
     assert name("protocol.mnist.optimiser.lr=0.1", "seed=4") == names[0]
 
 
+def test_the_note_of_a_variant_ends_with_what_it_departs_in():
+    plain = of(*CELL, "protocol=fast")
+    variant = of(*CELL, "protocol=fast", "protocol.mnist.steps=20", "protocol.mnist.optimiser.lr=0.1", "precision=bf16")
+    assert variant.protocol_note == f"{plain.protocol_note}; but steps=20, optimiser.lr=0.1, precision=bf16"
+
+
 def test_a_time_budget_ends_with_a_status_of_its_own_and_says_how_to_go_on(toy_data_dir, tmp_path):
     call = [sys.executable, VERB, "experiments.train", "task=mnist_r", "model=fcn", "protocol=smoke", "device=cpu"]
     call += ["progress=false", f"data_dir={toy_data_dir}", "results_dir=results", "output_dir=outputs"]

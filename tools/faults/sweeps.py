@@ -53,7 +53,7 @@ def train_again(digits: Path, records: list[Path]) -> None:
     for path in records:
         recipe = read_record(path)["config"]["recipe"]
         run = compose_run([*small_run(digits, "fcn"), "evaluate=heldout", "progress=false"])
-        train([run.changed(recipe=recipe).variant()])
+        train([run.changed(recipe=recipe).variant(of=run)])
 
 
 def harass_sweep(folder: Path, digits: Path, kills: int, chance: random.Random) -> tuple[int, int]:

@@ -149,7 +149,7 @@ def run_trials(job: Job, deadline: float | None, progress) -> list[dict]:
 
 def run_of(search: Search, chosen: dict[str, Any]) -> RunSettings:
     """A trial's run, with a protocol name and results folder of its own."""
-    return search.run.changed(recipe=changed_recipe(search.run.recipe, chosen)).variant()
+    return search.run.changed(recipe=changed_recipe(search.run.recipe, chosen)).variant(of=search.run)
 
 
 def changed_recipe(recipe: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
