@@ -55,8 +55,9 @@ def sample(
 @full_precision
 def _sample(image: Tensor, grid: Tensor, kernel: str, padding: str, antialias: bool) -> Tensor:
     dtype = torch.promote_types(image.dtype, grid.dtype)
-    # hardtanh is clamp, with a backward pass that is four times as fast on the CPU
-    image, grid = image.to(dtype), F.hardtanh(grid.to(dtype), -GRID_LIMIT, GRID_LIMIT)
+    image, grid = image.to(dtype), grid.to(dtype, copy=True)
+    with torch.no_grad():  # so that no copy is kept for the gradient, which grid_sample makes zero that far outside
+        F.hardtanh(grid, -GRID_LIMIT, GRID_LIMIT, inplace=True)  # clamp_, for which vmap has a rule
     out = _sample_mipmap(image, grid, kernel, padding) if antialias else _read(image, grid, kernel, padding)
     # grid_sample makes a pixel of a point that is not a number: 0 times its coordinates is added, 0 or NaN
     x, y, *z = (axis.unsqueeze(1) for axis in grid.detach().unbind(-1))
