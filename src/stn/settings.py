@@ -131,6 +131,11 @@ class RunSettings(Experiment):
         root = records_root(self.output_dir, self.data)
         return root / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
 
+    def data_folder(self, part: str, standin: str) -> Path:
+        """Where the data are; a listed part of the real ones, and each stand-in, have folders of their own."""
+        places = {"real": "", "subset": f"subset/{part}", "standin": f"standin/{standin}"}
+        return self.data_dir / places[self.data]
+
     def recorded(self) -> dict[str, Any] | None:
         """The record of this very run (same hash), where there is one."""
         record = read_record(self.record_file) if self.record_file.exists() else None
