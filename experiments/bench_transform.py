@@ -29,7 +29,7 @@ from stn.transform import (
 
 SHAPES = ((128, 1, 28), (128, 1, 60), (4, 3, 224))  # batch, channels, px
 
-Warp = Callable[[Tensor, Tensor], Tensor]
+WarpFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def plain_affine(image: Tensor, theta: Tensor) -> Tensor:
@@ -49,24 +49,24 @@ def kornia_tps(image: Tensor, theta: Tensor) -> Tensor:
     return kornia_transform.warp_image_tps(image, theta, weights, affine, align_corners=False)
 
 
-def ours(grid: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Warp:
+def ours(grid: Callable[[Tensor, tuple[int, ...]], Tensor]) -> WarpFunction:
     return lambda image, theta: sample(image, grid(theta, tuple(image.shape[2:])))
 
 
-WARPS: dict[str, dict[str, Warp]] = {
+WARPS: dict[str, dict[str, WarpFunction]] = {
     "affine": {"ours": ours(affine_grid), "torch": plain_affine, "kornia": kornia_homography},
     "projective": {"ours": ours(projective_grid), "kornia": kornia_homography},
     "tps": {"ours": ours(tps_grid), "kornia": kornia_tps},
 }
 
 
-def step(warp: Warp, image: Tensor, theta: Tensor) -> Tensor:
+def step(warp: WarpFunction, image: Tensor, theta: Tensor) -> Tensor:
     out = warp(image, theta)
     torch.autograd.grad(out.sum(), (image, theta))
     return out
 
 
-def saved_mb(warp: Warp, image: Tensor, theta: Tensor) -> float:
+def saved_mb(warp: WarpFunction, image: Tensor, theta: Tensor) -> float:
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

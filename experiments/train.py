@@ -28,9 +28,9 @@ def train(overrides: list[str]) -> None:
         print(f"{run.key}: {record['status']}, as its record says; force=true runs it again")
         return
     from stn.train import run as running  # torch and Lightning take seconds to import: not for --help or a typo
-    from stn.train.parallel import part_of
+    from stn.train.parallel import slice_of
 
-    tell = print if part_of(run).rank == 0 else lambda *_: None  # of the processes that train the run together
+    tell = print if slice_of(run).rank == 0 else lambda *_: None  # of the processes that train the run together
     steps = run.recipe["steps"]
     try:
         with Bar(steps, run.progress and tell is print) as bar:

@@ -54,7 +54,7 @@ class Classification(Training):
         return self.stream.draw(self.recipe.batch_size, self.generator)
 
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        batch = self.part.of(self.draw_batch())
+        batch = self.slice.of(self.draw_batch())
         logits = self.net(batch.images)
         return cross_entropy(logits, batch.labels), (logits.detach(), batch.labels)
 

@@ -8,15 +8,15 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from stn.settings import RunSettings
 from stn.tasks.classification import Classification
-from stn.tasks.data_parallel import Part
+from stn.tasks.data_parallel import BatchSlice
 from stn.tasks.training import Training
 
 OUTSIDE = ("RANK", "SLURM_PROCID")  # what torchrun and srun tell each process
 
 
-def part_of(run: RunSettings) -> Part:
+def slice_of(run: RunSettings) -> BatchSlice:
     """The slice of every batch that this process of a run takes; `rank` 0 writes what is to be written."""
-    return Part(rank_zero_only.rank if run.processes > 1 else 0, run.processes)
+    return BatchSlice(rank_zero_only.rank if run.processes > 1 else 0, run.processes)
 
 
 def trainer_options(run: RunSettings) -> dict:
