@@ -36,7 +36,7 @@ MUST = {
 def checked(kind: type[Model], given: Any, where: str = "") -> Model:
     """`given` as a `kind`; `where` it stands is put before the names of keys.
 
-    Raises: ValueError, one line, for the first key that is missing, unknown or cannot be.
+    Raises: ValueError, one line, for the first key that is missing, unknown or invalid.
     """
     try:
         return kind.model_validate(given)

@@ -74,14 +74,14 @@ def prepare(run: RunSettings) -> None:
 
 def needs(run: RunSettings) -> list[RunKey]:
     """The runs whose weights this run begins with; they have its kind of data."""
-    of_family = getattr(family(run), "needs", None)
-    return of_family(run) if of_family else []
+    module = family(run)
+    return module.needs(run) if hasattr(module, "needs") else []
 
 
 def network(experiment: Experiment) -> Network:
     """The untrained network of a run; torch's random numbers decide its weights.
 
-    Raises: ValueError for settings that make none, or that the family does not read.
+    Raises: ValueError for invalid settings, or ones that the family does not read.
     """
     try:
         return family(experiment).network(experiment)

@@ -178,7 +178,7 @@ def standin(run: RunSettings) -> Standin:
 
 
 def read(experiment: Experiment) -> tuple[Task, Model, Recipe]:
-    """Raises: ValueError for settings that do not fit, and for real birds where only drawn ones are to be had."""
+    """Raises: ValueError for settings that do not fit, and for real birds where the protocol knows only drawn ones."""
     task, model, recipe = experiment.read(Task, Model, Recipe)
     if PRETRAINING[0] in (recipe.pretrained, task.name) and experiment.data != "standin":
         raise ValueError(

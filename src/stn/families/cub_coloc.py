@@ -101,7 +101,7 @@ def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
     """The first n photographs of each species, with the birds' boxes.
 
     Deviation: windows, boxes and baselines are of the square middle of a photograph (a localiser takes pictures of one
-    size); a box is what of it lies there, and a bird outside of it counts as missed.
+    size); of a box only the part in it counts, and a bird outside of it counts as missed.
     Raises: DataError for a species with fewer than n.
     """
     images, boxes_px = [], []

@@ -12,7 +12,7 @@ NAME = r"table[a-z0-9]*"  # no underscore: files are called <name>_<protocol>
 
 
 class TableError(ValueError):
-    """A table file that says something impossible; one line that names the file and the key."""
+    """An invalid table file; one line that names the file and the key."""
 
 
 class Column(Checked):

@@ -51,7 +51,7 @@ class Training(pl.LightningModule):
         self.per_draw: dict[str, list[float]] = {}
 
     def batch_loss(self) -> tuple[Tensor, object]:
-        """The loss () of the next training batch, drawn from `self.generator`, and what `chunk_metrics` wants of it."""
+        """The loss () of the next training batch, drawn from `self.generator`, and what `chunk_metrics` needs of it."""
         raise NotImplementedError
 
     def chunk_metrics(self, outcomes: list) -> dict[str, float]:

@@ -33,7 +33,7 @@ def trainer_options(run: RunSettings) -> dict:
 
 
 def check_parallel(run: RunSettings, module: Training) -> None:
-    """Raises: ValueError for a run that cannot be spread over the processes wanted, or not from here."""
+    """Raises: ValueError for a run that cannot be spread over so many processes, or not from here."""
     count, devices, nodes = run.processes, run.trainer.devices, run.trainer.num_nodes
     if count == 1:
         return

@@ -47,8 +47,8 @@ def train(
     """Trains and tests runs, together where there are several (of one `stack_key`); writes and returns their records.
 
     `progress` is called with the number of steps done, now and then. `deadline`: a time.time() at which to stop.
-    `callbacks`: of Lightning; one may end the training by raising a `Stopped`. `done` is asked when the runs are this
-    process's: a run of which it knows the record is not trained.
+    `callbacks`: of Lightning; one may end the training by raising a `Stopped`. `done` is asked once this process
+    holds the runs: one whose record it knows is not trained.
     Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. Busy when another
     process trains one of the runs. OutOfTime at the deadline; nothing is recorded either, and the next call goes on,
     as after an OSError or an error of the device, and after an Interrupted: what is around training and test failed, a
@@ -97,7 +97,7 @@ def _built(run: RunSettings) -> Built:
     built.module.precision, built.module.slice = run.precision, slice_of(run)
     check_parallel(run, built.module)
     run.record_file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=run.record_file.parent):  # a folder that takes no record is found now
+    with tempfile.TemporaryFile(dir=run.record_file.parent):  # a folder that cannot be written is noticed now
         pass
     return built
 
@@ -166,7 +166,7 @@ def _trainer(run: RunSettings, folder: Path, logger, callbacks: list[Callback]) 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's advice on what is meant so."""
+    """Without Lightning's advice about what is intended."""
     with warnings.catch_warnings():
         for about in ("does not have many workers", "`srun` command is available", "LeafSpec"):
             warnings.filterwarnings("ignore", message=f".*{about}.*")
