@@ -28,8 +28,8 @@ MODELS = {
 
 
 def bench(settings: dict) -> None:
-    wanted = SimpleNamespace(**settings)
-    for what in wanted.what:
+    options = SimpleNamespace(**settings)
+    for what in options.what:
         one_of({"what": what}, "what", MODELS)
     one_of(settings, "device", ("cpu", "cuda"))
     one_of(settings, "precision", ("bf16", "tf32"))
@@ -37,74 +37,63 @@ def bench(settings: dict) -> None:
 
     from stn.train.provenance import device_name, git_state, instructions, versions
 
-    if wanted.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA device is here; allowed: cpu")
-    torch.set_num_threads(wanted.threads)
-    for what in wanted.what:
+    torch.set_num_threads(options.threads)
+    for what in options.what:
         rows = {}
-        for model in wanted.models or MODELS[what]:
-            overrides = [f"task={wanted.task}", f"model={model}", f"protocol={wanted.protocol}"]
-            overrides += [f"data_dir={quoted(wanted.data_dir)}", f"device={wanted.device}"]
-            rows[model] = MEASURES[what](compose_run(overrides), wanted)
+        for model in options.models or MODELS[what]:
+            overrides = [f"task={options.task}", f"model={model}", f"protocol={options.protocol}"]
+            overrides += [f"data_dir={quoted(options.data_dir)}", f"device={options.device}"]
+            rows[model] = measured(what, compose_run(overrides), options)
             print(model, json.dumps(_rounded(rows[model])), flush=True)
         record = {
             "what": what,
-            "task": wanted.task,
-            "protocol": wanted.protocol,
+            "task": options.task,
+            "protocol": options.protocol,
             "models": rows,
-            "device": device_name(torch.device(wanted.device)),
+            "device": device_name(torch.device(options.device)),
             "instructions": instructions(),
-            "threads": wanted.threads,
+            "threads": options.threads,
             "versions": versions(),
             "git": git_state(),
         }
-        path = Path(wanted.results_dir) / "bench" / f"{what}_{wanted.device}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_rounded(record), indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {path}")
+        path = write(options.results_dir, f"{what}_{options.device}", _rounded(record))
         if what == "growth":
             print(f"wrote {growth_figure(path.with_suffix('.png'), record)}")
 
 
-def _loop(settings: RunSettings, wanted: SimpleNamespace) -> dict:
-    from stn.bench.loop import loop_overhead
+def measured(what: str, run: RunSettings, options: SimpleNamespace) -> dict:
+    """What is measured of one model."""
+    from stn.bench import growth, loop, numbers, step
 
-    return loop_overhead(settings, chunks=8, repeats=wanted.repeats)
-
-
-def _step(settings: RunSettings, wanted: SimpleNamespace) -> dict:
-    from stn.bench.step import measure, peak_flop_per_s, shares, step_flop
-
-    contenders = measure(settings, tuple(wanted.replicas), wanted.seconds, wanted.repeats)
-    flop, peak = step_flop(settings), peak_flop_per_s(wanted.device)
+    match what:
+        case "loop":
+            return loop.loop_overhead(run, chunks=8, repeats=options.repeats)
+        case "precision":
+            return numbers.precision_effect(run, options.precision, options.seeds)
+        case "convolutions":
+            return numbers.convolution_effect(run, options.seeds)
+        case "growth":
+            return growth.growth(options.repeats)
+    contenders = step.measure(run, tuple(options.replicas), options.seconds, options.repeats)
+    flop, peak = step.step_flop(run), step.peak_flop_per_s(options.device)
     return {
         "contenders": contenders,
-        "shares_ms": shares(settings),
+        "shares_ms": step.shares(run),
         "flop_per_step": flop,
         "peak_flop_per_s": peak,
         "peak_fraction": flop / peak / (contenders["ours"]["ms"] / 1000),
     }
 
 
-def _precision(settings: RunSettings, wanted: SimpleNamespace) -> dict:
-    from stn.bench.numbers import precision_effect
-
-    return precision_effect(settings, wanted.precision, wanted.seeds)
-
-
-def _convolutions(settings: RunSettings, wanted: SimpleNamespace) -> dict:
-    from stn.bench.numbers import convolution_effect
-
-    return convolution_effect(settings, wanted.seeds)
-
-
-def _growth(settings: RunSettings, wanted: SimpleNamespace) -> dict:
-    from stn.bench.growth import growth
-
-    return growth(wanted.repeats)
-
-
-MEASURES = {"loop": _loop, "step": _step, "precision": _precision, "convolutions": _convolutions, "growth": _growth}
+def write(results_dir: str, name: str, record: dict) -> Path:
+    """Puts the record of a measurement into results_dir/bench."""
+    path = Path(results_dir) / "bench" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+    return path
 
 
 def _rounded(value):

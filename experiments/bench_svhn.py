@@ -4,10 +4,9 @@ The paper: ST-CNN Multi is 6 % slower than the CNN, forward and backward. Writes
 ratios within one run, since machines are shared and noisy. Networks of the paper's width, no data needed.
 """
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
+from experiments.bench import write
 from experiments.cli import main, one_of
 from experiments.config import compose_run
 
@@ -15,7 +14,7 @@ MODELS = ("svhn_cnn", "svhn_st_single", "svhn_st_multi")
 
 
 def bench_svhn(settings: dict) -> None:
-    wanted = SimpleNamespace(**settings)
+    options = SimpleNamespace(**settings)
     one_of(settings, "task", ("svhn_64", "svhn_128"))
     one_of(settings, "device", ("cpu", "cuda"))
     import torch
@@ -27,25 +26,22 @@ def bench_svhn(settings: dict) -> None:
 
     torch.set_num_threads(1)
     allow_tf32(False)
-    built = {m: network(compose_run([f"task={wanted.task}", f"model={m}", "protocol=paper"])) for m in MODELS}
-    images = torch.rand(wanted.batch_size, *built[MODELS[0]].in_shape, device=wanted.device)
-    rows = step_ratios({model: network.net for model, network in built.items()}, images, wanted.repeats)
+    built = {m: network(compose_run([f"task={options.task}", f"model={m}", "protocol=paper"])) for m in MODELS}
+    images = torch.rand(options.batch_size, *built[MODELS[0]].in_shape, device=options.device)
+    rows = step_ratios({model: network.net for model, network in built.items()}, images, options.repeats)
     for model, row in rows.items():
         print("{:16} {ms:9.1f} ms/step   {ratio:.3f} times the CNN's".format(model, **row))
     record = {
         "what": "forward and backward pass at the paper's width, as multiples of the CNN's; the paper: Multi 1.06",
-        "task": wanted.task,
-        "batch_size": wanted.batch_size,
+        "task": options.task,
+        "batch_size": options.batch_size,
         "models": rows,
-        "device": device_name(torch.device(wanted.device)),
+        "device": device_name(torch.device(options.device)),
         "threads": 1,
         "versions": versions(),
         "git": git_state(),
     }
-    path = Path(wanted.results_dir) / "bench" / f"{wanted.task}_{wanted.device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
+    write(options.results_dir, f"{options.task}_{options.device}", record)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ Forward and backward, the same warp, in one run; writes results/bench/transform_
 processor time, the least of interleaved repeats. `saved_mb`: what is held between the two passes.
 """
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import kornia
 import kornia.geometry.transform as kornia_transform
@@ -15,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.bench import write
 from experiments.cli import main
 from stn.train.provenance import device_name
 from stn.transform import (
@@ -29,7 +28,7 @@ from stn.transform import (
 
 SHAPES = ((128, 1, 28), (128, 1, 60), (4, 3, 224))  # batch, channels, px
 
-Warp = Callable[[Tensor, Tensor], Tensor]
+WarpFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def plain_affine(image: Tensor, theta: Tensor) -> Tensor:
@@ -49,24 +48,24 @@ def kornia_tps(image: Tensor, theta: Tensor) -> Tensor:
     return kornia_transform.warp_image_tps(image, theta, weights, affine, align_corners=False)
 
 
-def ours(grid: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Warp:
+def ours(grid: Callable[[Tensor, tuple[int, ...]], Tensor]) -> WarpFunction:
     return lambda image, theta: sample(image, grid(theta, tuple(image.shape[2:])))
 
 
-WARPS: dict[str, dict[str, Warp]] = {
+WARPS: dict[str, dict[str, WarpFunction]] = {
     "affine": {"ours": ours(affine_grid), "torch": plain_affine, "kornia": kornia_homography},
     "projective": {"ours": ours(projective_grid), "kornia": kornia_homography},
     "tps": {"ours": ours(tps_grid), "kornia": kornia_tps},
 }
 
 
-def step(warp: Warp, image: Tensor, theta: Tensor) -> Tensor:
+def step(warp: WarpFunction, image: Tensor, theta: Tensor) -> Tensor:
     out = warp(image, theta)
     torch.autograd.grad(out.sum(), (image, theta))
     return out
 
 
-def saved_mb(warp: Warp, image: Tensor, theta: Tensor) -> float:
+def saved_mb(warp: WarpFunction, image: Tensor, theta: Tensor) -> float:
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -113,12 +112,9 @@ def bench_transform(settings: dict) -> None:
     rows = [row for name in WARPS for shape in SHAPES for row in measure(name, *shape, settings["repeats"])]
     versions = {"torch": torch.__version__, "kornia": kornia.__version__}
     result = {"processor": device_name(torch.device("cpu")), "threads": 1, **versions, "rows": rows}
-    path = Path(settings["results_dir"]) / "bench" / "transform_cpu.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         print(*row.values(), sep="\t")
-    print(f"wrote {path}")
+    write(settings["results_dir"], "transform_cpu", result)
 
 
 if __name__ == "__main__":

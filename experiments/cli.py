@@ -42,14 +42,14 @@ def main(verb: Callable[..., Any]) -> None:
         elif name in CONFIGURED:
             verb(compose_config(name, overrides))
         else:
-            wanted = named(compose_config(name, overrides), name)
-            check_kinds(wanted, keys(name))
-            verb(wanted)
+            settings = named(compose_config(name, overrides), name)
+            check_kinds(settings, keys(name))
+            verb(settings)
 
 
 @contextmanager
 def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[None]:
-    """An error that the user can mend becomes one line on stderr and exit status 2, unless `verbose`.
+    """An error that the user can fix becomes one line on stderr and exit status 2, unless `verbose`.
 
     `config` is the file of conf/ that the verb's overrides concern.
     """
@@ -105,25 +105,25 @@ def _literal_path(override: str) -> str:
     return f"{key}={quoted(value)}" if plain and _is_path(key) else override
 
 
-def check_kinds(wanted: dict, usual: dict, within: str = "") -> None:
+def check_kinds(settings: dict, usual: dict, within: str = "") -> None:
     """Raises: ValueError for a value of another kind than its usual one; a name may stand for a list of one."""
     for key, value in usual.items():
-        given, kind = wanted[key], type(value)
+        given, kind = settings[key], type(value)
         if isinstance(value, str) and value.startswith("${"):  # of whatever kind that is
             continue
         if isinstance(value, dict):
             check_kinds(given, value, f"{within}{key}.")
         elif kind is list and isinstance(given, str):
-            wanted[key] = [given]
+            settings[key] = [given]
         elif value is not None and kind is not type(given) and not (kind is float and type(given) is int):
             raise ValueError(f"{within}{key} must be {KINDS[kind]}, got {given!r}")
 
 
-def one_of(wanted: dict, key: str, allowed: Collection[str]) -> str:
-    """wanted[key]. Raises: ValueError when it is none of those allowed."""
-    if wanted[key] not in allowed:
-        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {wanted[key]!r}")
-    return wanted[key]
+def one_of(settings: dict, key: str, allowed: Collection[str]) -> str:
+    """settings[key]. Raises: ValueError for a value that is not allowed."""
+    if settings[key] not in allowed:
+        raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {settings[key]!r}")
+    return settings[key]
 
 
 def help_text(doc: str, name: str) -> str:

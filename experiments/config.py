@@ -14,7 +14,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def compose_run(overrides: list[str]) -> RunSettings:
     """What `python -m experiments.train <overrides>` would run.
 
-    Raises: hydra's and omegaconf's errors for an unknown group, option or key; ValueError for a value that cannot be.
+    Raises: hydra's and omegaconf's errors for an unknown group, option or key; ValueError for an invalid value.
     """
     return run_settings(of_run(compose_config("train", overrides)))
 
@@ -41,7 +41,7 @@ def of_run(config: DictConfig) -> dict:
 
 
 def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
-    """Raises: ValueError where the protocol differs from `plain` in what is no concern of this run."""
+    """Raises: ValueError where the protocol differs from `plain` in something that does not concern this run."""
     cell = (run.task.name, run.model.name)
     its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell)]
     for path in differences(composed["protocol"], plain["protocol"]):

@@ -40,11 +40,11 @@ class Rendered(NamedTuple):
     text: str
 
 
-def dashboard(wanted: dict) -> None:
-    entity, project = (wanted["wandb"][name] for name in ("entity", "project"))
+def dashboard(settings: dict) -> None:
+    entity, project = (settings["wandb"][name] for name in ("entity", "project"))
     if not isinstance(project, str):
         raise ValueError(f"wandb.project must be a name, got {project!r}")
-    for url in create(entity, project, list(rendered(Path(wanted["results_dir"])))):
+    for url in create(entity, project, list(rendered(Path(settings["results_dir"])))):
         print(url)
 
 

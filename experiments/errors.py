@@ -18,7 +18,7 @@ REMEDIES = {
 
 
 def explain(error: Exception, config: str = "train") -> str | None:
-    """One line for an error that the user can mend; None for one that is a bug.
+    """One line for an error that the user can fix; None for one that is a bug.
 
     `config` is the file of conf/ that the verb's overrides concern.
     """
@@ -44,19 +44,19 @@ def _remedy(error: BaseException | None) -> str:
 def _explain_config(error: Exception, config: str) -> str:
     """Which group, option or key was wrong, and which there are."""
     message = " ".join(str(error).split())
-    if found := re.search(r"Could not find '(\w+)/([^']*)'", message):
-        group, option = found.groups()
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", message):
+        group, option = match.groups()
         return f"{group}={option} does not exist; allowed: {', '.join(options(group))}"
-    if found := re.search(r"You must specify '(\w+)'", message):
-        group = found[1]
+    if match := re.search(r"You must specify '(\w+)'", message):
+        group = match[1]
         return f"{group}=… is missing; allowed: {', '.join(options(group))}"
-    if found := re.search(r"Interpolation key 'protocol\.(\w+)' not found", message):
+    if match := re.search(r"Interpolation key 'protocol\.(\w+)' not found", message):
         having = [
-            name for name in options("protocol") if found[1] in OmegaConf.load(CONF / "protocol" / f"{name}.yaml")
+            name for name in options("protocol") if match[1] in OmegaConf.load(CONF / "protocol" / f"{name}.yaml")
         ]
-        return f"this protocol says nothing about {found[1]} tasks; allowed: protocol={', '.join(having)}"
-    if found := re.search(r"Could not override '([\w.]+)'", message):
-        return _explain_key(found[1], config)
+        return f"this protocol says nothing about {match[1]} tasks; allowed: protocol={', '.join(having)}"
+    if match := re.search(r"Could not override '([\w.]+)'", message):
+        return _explain_key(match[1], config)
     return message
 
 

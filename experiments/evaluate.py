@@ -14,18 +14,18 @@ REMOTE = "wandb:"
 PLACES = ("data_dir", "results_dir", "output_dir", "device", "threads")
 
 
-def evaluate(wanted: dict) -> None:
-    if wanted["weights"] is None:
+def evaluate(settings: dict) -> None:
+    if settings["weights"] is None:
         raise ValueError("weights=… is missing: a model file, a run's folder or record, or wandb:<artifact>")
     from stn.train.evaluation import evaluate as measure
     from stn.trained import find
     from stn.watch.snapshots import looked_at
 
-    source = str(wanted["weights"])
+    source = str(settings["weights"])
     if source.startswith(REMOTE):
-        source = download(source.removeprefix(REMOTE), Path(wanted["output_dir"]) / "artifacts")
-    trained = find(source, wanted["results_dir"], wanted["output_dir"])
-    run = run_of_weights(trained, wanted, wanted["task"], wanted["evaluate"])
+        source = download(source.removeprefix(REMOTE), Path(settings["output_dir"]) / "artifacts")
+    trained = find(source, settings["results_dir"], settings["output_dir"])
+    run = run_of_weights(trained, settings, settings["task"], settings["evaluate"])
     module = measure(trained, run)
     print(f"{trained.name} on {run.task.name} ({run.evaluate}):")
     for name, value in module.metrics.items():
@@ -34,19 +34,19 @@ def evaluate(wanted: dict) -> None:
     if look is None:
         print("no spatial transformer, so no picture")
         return
-    path = Path(wanted["output_dir"]) / "evaluations" / f"{trained.name}_on_{run.task.name}.png"
+    path = Path(settings["output_dir"]) / "evaluations" / f"{trained.name}_on_{run.task.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"wrote {look.draw(path, f'{trained.name} on {run.task.name}')}")
 
 
 def run_of_weights(trained, places: dict, task: str | None = None, part: str | None = None) -> RunSettings:
     """The run that trained the weights, at other places; on another task or `part` (test, heldout) where given."""
-    settings = of_run(compose_config("train", [f"task={task or 'mnist_r'}", "model=fcn"]))
-    changed = {"task": settings["task"]} if task else {}
+    composed = of_run(compose_config("train", [f"task={task or 'mnist_r'}", "model=fcn"]))
+    changed = {"task": composed["task"]} if task else {}
     changed |= {"evaluate": part} if part else {}
-    settings |= {name: places[name] for name in PLACES if name in places}
+    composed |= {name: places[name] for name in PLACES if name in places}
     protocol = {"protocol": trained.record["protocol"]}
-    return run_settings(settings | trained.experiment.model_dump() | changed | protocol)
+    return run_settings(composed | trained.experiment.model_dump() | changed | protocol)
 
 
 def download(artifact: str, folder: Path) -> Path:
@@ -59,10 +59,10 @@ def download(artifact: str, folder: Path) -> Path:
         files = Path(wandb.Api().artifact(artifact).download(root=str(folder / artifact.replace(":", "_"))))
     except (wandb.errors.Error, ValueError) as error:
         raise ValueError(f"wandb:{artifact}: {' '.join(str(error).split())}") from error
-    found = sorted(files.glob(f"*{SUFFIX}"))
-    if len(found) != 1:
-        raise ValueError(f"wandb:{artifact}: {len(found)} {SUFFIX} files in it, one was expected")
-    return found[0]
+    models = sorted(files.glob(f"*{SUFFIX}"))
+    if len(models) != 1:
+        raise ValueError(f"wandb:{artifact}: {len(models)} {SUFFIX} files in it, one was expected")
+    return models[0]
 
 
 if __name__ == "__main__":

@@ -40,24 +40,24 @@ Data: MNIST (LeCun, Cortes, Burges), under its own terms. Weights: MIT, as the c
 """
 
 
-def export(wanted: dict) -> None:
+def export(settings: dict) -> None:
     import torch
 
     from stn.train.evaluation import evaluate
     from stn.trained import SUFFIX, find, read, write
 
-    data, protocol, out = wanted["data"], wanted["protocol"], Path(wanted["out"])
-    spec = load_table(CONF / "table" / f"{wanted['table']}.yaml")
-    records = select(spec, read_records(records_root(wanted["results_dir"], data)), protocol, data)
-    records = [record for record in records if record["seed"] == wanted["seed"] and record["status"] == "ok"]
+    data, protocol, out = settings["data"], settings["protocol"], Path(settings["out"])
+    spec = load_table(CONF / "table" / f"{settings['table']}.yaml")
+    records = select(spec, read_records(records_root(settings["results_dir"], data)), protocol, data)
+    records = [record for record in records if record["seed"] == settings["seed"] and record["status"] == "ok"]
     if not records:
-        raise ValueError(f"no record of {spec.name} at protocol={protocol} with seed={wanted['seed']}, so no model")
+        raise ValueError(f"no record of {spec.name} at protocol={protocol} with seed={settings['seed']}, so no model")
     rows = []
-    for record in headline(spec, records, wanted["models"]):
+    for record in headline(spec, records, settings["models"]):
         path = out / f"{record['task']}_{record['model']}{SUFFIX}"
-        write(find(record, output_dir=wanted["output_dir"]), path, torch.float16)
+        write(find(record, output_dir=settings["output_dir"]), path, torch.float16)
         trained = read(path)
-        error = evaluate(trained, run_of_weights(trained, wanted)).metrics[spec.metric]
+        error = evaluate(trained, run_of_weights(trained, settings)).metrics[spec.metric]
         rows.append(card_row(spec, record, path, error))
         print(f"wrote {path}: {error:.2f} {spec.unit}, {path.stat().st_size / 1e6:.2f} MB")
     print(f"wrote {write_card(out / 'README.md', spec, records[0], rows)}")

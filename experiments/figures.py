@@ -7,24 +7,30 @@ from pathlib import Path
 
 from experiments.cli import main, one_of
 from experiments.config import CONF, compose_run
-from experiments.galleries import Gallery, upright, volumes, warps, windows
 from stn.results.figures import learning_curves, table_figure
 from stn.results.records import DATA_KINDS, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, select, table_cells, table_stem
 from stn.results.warp_figures import distortion_sheet
 
-GALLERIES: dict[str, tuple[Gallery, ...]] = {
-    "table1": (warps.wrong_and_right, warps.trainings, upright.turned, upright.turning),
-    "table2": (warps.house_numbers, warps.trainings),
-    "table3": (windows.birds,),
-    "table3d": (volumes.volumes,),
-    "table4": (warps.sums, warps.trainings),
-    "table5": (windows.digits,),
-    "tablecubcoloc": (windows.species,),
-}
 # Galleries of real pictures show what is not ours to publish: they go to output_dir, which is never committed.
 PHOTOGRAPHS = ("table2", "table3", "tablecubcoloc")
+
+
+def galleries_of(table: str) -> tuple:
+    """The galleries (`experiments.galleries`) of a table."""
+    from experiments.galleries import upright, volumes, warps, windows  # and torch, which takes seconds
+
+    galleries = {
+        "table1": (warps.wrong_and_right, warps.trainings, upright.turned, upright.turning),
+        "table2": (warps.house_numbers, warps.trainings),
+        "table3": (windows.birds,),
+        "table3d": (volumes.volumes,),
+        "table4": (warps.sums, warps.trainings),
+        "table5": (windows.digits,),
+        "tablecubcoloc": (windows.species,),
+    }
+    return galleries.get(table, ())
 
 
 def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]:
@@ -47,7 +53,7 @@ def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]
     if spec.name in PHOTOGRAPHS and data != "standin":
         folder = Path(settings["output_dir"]) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-    for gallery in GALLERIES.get(spec.name, ()):
+    for gallery in galleries_of(spec.name):
         paths += gallery(folder, shown, settings)
     return paths
 

@@ -2,11 +2,10 @@
 
 import itertools
 import sys
-import time
 
 from experiments.config import compose_config, resolved, run_of
 from experiments.jobs import train_all
-from experiments.progress import OUT_OF_TIME
+from experiments.progress import OUT_OF_TIME, deadline_of
 from stn.settings import RunSettings, check_batch
 
 
@@ -25,8 +24,8 @@ def jobs_of(overrides: list[str]) -> list[list[str]]:
 
 def train_grid(jobs: list[list[str]]) -> None:
     """Trains the runs without a record, prints a table of all; exit status `OUT_OF_TIME` where a run is not over."""
-    wanted = resolved(compose_config("train", jobs[0]))
-    check_batch(wanted)
+    settings = resolved(compose_config("train", jobs[0]))
+    check_batch(settings)
     runs = [run_of(compose_config("train", job)) for job in jobs]
     if any(run.processes > 1 for run in runs):
         raise ValueError("trainer.devices: of several runs each trains in one process, workers=… at a time; allowed: 1")
@@ -36,10 +35,8 @@ def train_grid(jobs: list[list[str]]) -> None:
             print(f"{run.key}: {record['status']}, as its record says; force=true runs it again")
         else:
             todo.append(run)
-    budget_s = wanted["time_budget_s"]
     listed = {str(run.record_file): record and record["finished_at"] for run in todo for record in [run.recorded()]}
-    deadline = None if budget_s is None else time.time() + budget_s
-    failures, late = train_all(todo, wanted, deadline, listed) if todo else ([], 0)
+    failures, late = train_all(todo, settings, deadline_of(settings["time_budget_s"]), listed) if todo else ([], 0)
     print(table_of(jobs, runs))
     if failures:
         sys.exit("\n".join(failures))

@@ -10,13 +10,13 @@ from experiments.cli import main
 from stn.results import archive
 
 
-def records(wanted: dict) -> None:
-    if (wanted["pack"] is None) == (wanted["merge"] is None):
+def records(settings: dict) -> None:
+    if (settings["pack"] is None) == (settings["merge"] is None):
         raise ValueError("give either pack=<archive> or merge=<archive>")
-    if wanted["pack"]:
-        print(f"{archive.pack(wanted['results_dir'], Path(wanted['pack']))} records in {wanted['pack']}")
+    if settings["pack"]:
+        print(f"{archive.pack(settings['results_dir'], Path(settings['pack']))} records in {settings['pack']}")
         return
-    merged = archive.merge(Path(wanted["merge"]), wanted["results_dir"])
+    merged = archive.merge(Path(settings["merge"]), settings["results_dir"])
     print(f"{len(merged.new)} new records, {len(merged.known)} were there already; now run `make tables`")
 
 

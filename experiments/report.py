@@ -11,10 +11,10 @@ from experiments.cli import main
 from stn.results.report import write_report
 
 
-def report(wanted: dict) -> None:
-    results_dir = Path(wanted["results_dir"])
-    path = Path(wanted["out"] or results_dir / "report.html")
-    problems = write_report(results_dir, Path(wanted["conf_dir"]), path)
+def report(settings: dict) -> None:
+    results_dir = Path(settings["results_dir"])
+    path = Path(settings["out"] or results_dir / "report.html")
+    problems = write_report(results_dir, Path(settings["conf_dir"]), path)
     print(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
     if problems:
         sys.exit("\n".join(problems))

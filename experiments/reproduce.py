@@ -4,7 +4,6 @@ Lists which runs of the table are done, failed and missing, trains the missing o
 """
 
 import sys
-import time
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli import main
 from experiments.config import CONF, compose_config, compose_run, quoted, resolved
 from experiments.jobs import train_all
-from experiments.progress import OUT_OF_TIME, console
+from experiments.progress import OUT_OF_TIME, console, deadline_of
 from stn.results.records import read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
@@ -28,59 +27,59 @@ def reproduce(config: DictConfig) -> None:
             f"a table is made by a protocol as it stands: give conf/protocol/{name}.yaml another name and change that, "
             "or train single runs with experiments.train"
         )
-    wanted = resolved(OmegaConf.merge(config, {"protocol": None})) | {"protocol": name}
-    check_batch(wanted)
-    spec = _spec(wanted)
+    settings = resolved(OmegaConf.merge(config, {"protocol": None})) | {"protocol": name}
+    check_batch(settings)
+    spec = _spec(settings)
     states = {"done": [], "failed": [], "missing": []}
-    cells = _cells(spec, wanted)
+    cells = _cells(spec, settings)
     listed = {}  # what another process finishes after it was read here is not done again
     for run in cells:
         states[_state(run, listed)].append(run)
-    todo = states["missing"] + (states["failed"] if wanted["retry"] or wanted["force"] else [])
-    todo += states["done"] if wanted["force"] else []
+    todo = states["missing"] + (states["failed"] if settings["retry"] or settings["force"] else [])
+    todo += states["done"] if settings["force"] else []
     counts = ", ".join(f"{len(cells)} {state}" for state, cells in states.items())
-    console.print(f"{spec.title}, protocol {wanted['protocol']}: {sum(map(len, states.values()))} runs: {counts}")
+    console.print(f"{spec.title}, protocol {settings['protocol']}: {sum(map(len, states.values()))} runs: {counts}")
     for run in states["failed"]:
         console.print(f"  failed: {run.key} (retry=true runs it again)")
-    needed = _needed(todo, wanted, listed) if todo else []
-    if wanted["dry_run"]:
+    needed = _needed(todo, settings, listed) if todo else []
+    if settings["dry_run"]:
         for run in needed + todo:
             console.print(f"  would run: {run.key}")
         if todo:
-            console.print(_estimate(needed + todo, wanted))
+            console.print(_estimate(needed + todo, settings))
         return
-    deadline = None if wanted["time_budget_s"] is None else time.time() + wanted["time_budget_s"]
+    deadline = deadline_of(settings["time_budget_s"])
     failures, late = [], 0
     for stage in (needed, todo):
         if late:  # the others begin with what was not finished
             late += len(stage)
         elif stage:
-            raised, late = train_all(stage, wanted, deadline, listed)
+            raised, late = train_all(stage, settings, deadline, listed)
             failures += raised
     if late:
         console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
-    _render(spec, wanted)
+    _render(spec, settings)
     if failures:
         sys.exit("\n".join(failures))
     if late:
         sys.exit(OUT_OF_TIME)
 
 
-def _estimate(todo: list[RunSettings], wanted: dict) -> str:
+def _estimate(todo: list[RunSettings], settings: dict) -> str:
     """How long these runs would take, by the arithmetic per second of earlier records of this device."""
     import torch
 
     from stn.many.cost import run_cost
     from stn.train.provenance import device_name
 
-    cuda = wanted["device"] != "cpu" and torch.cuda.is_available()
+    cuda = settings["device"] != "cpu" and torch.cuda.is_available()
     device = device_name(torch.device("cuda" if cuda else "cpu"))
 
     def kind(run: Experiment) -> tuple[str, str]:
         return run.model.name, run.precision
 
     latest = {}
-    records = read_records(records_root(wanted["results_dir"], wanted["data"]))
+    records = read_records(records_root(settings["results_dir"], settings["data"]))
     for record in sorted(records, key=lambda record: record["finished_at"]):
         if record["status"] == "ok" and record["device"] == device and record["wall_s"]:
             experiment = Experiment(**record["config"])
@@ -92,44 +91,44 @@ def _estimate(todo: list[RunSettings], wanted: dict) -> str:
     rates = {name: run_cost(latest[name][0]) / latest[name][1] for name in asked}
     usual = sorted(rates.values())[len(rates) // 2]
     seconds = sum(run_cost(run) / rates.get(kind(run), usual) for run in todo)
-    hours = seconds / wanted["workers"] / 3600
-    return f"about {hours:.1f} hours with {wanted['workers']} workers on {device}, by the speed of earlier records"
+    hours = seconds / settings["workers"] / 3600
+    return f"about {hours:.1f} hours with {settings['workers']} workers on {device}, by the speed of earlier records"
 
 
-def _spec(wanted: dict) -> TableSpec:
-    spec = load_table(CONF / "table" / f"{wanted['table']['name']}.yaml")
+def _spec(settings: dict) -> TableSpec:
+    spec = load_table(CONF / "table" / f"{settings['table']['name']}.yaml")
     for name, allowed in (("tasks", spec.tasks), ("models", spec.models)):
-        unknown = set(wanted[name] or ()) - set(allowed)
+        unknown = set(settings[name] or ()) - set(allowed)
         if unknown:
             raise ValueError(f"{name}={', '.join(sorted(unknown))} not in {spec.name}; allowed: {', '.join(allowed)}")
-    if spec.only not in (None, wanted["data"]):
-        raise ValueError(f"table={spec.name} is about data={spec.only}, got data={wanted['data']}")
+    if spec.only not in (None, settings["data"]):
+        raise ValueError(f"table={spec.name} is about data={spec.only}, got data={settings['data']}")
     return spec
 
 
-def _cells(spec: TableSpec, wanted: dict) -> list[RunSettings]:
+def _cells(spec: TableSpec, settings: dict) -> list[RunSettings]:
     """Every run that the table asks for, seed by seed."""
     cells = dict.fromkeys(  # one run may fill several rows
         (column.task, row.model)
         for row, column, _ in spec.cells()
-        if column.task in (wanted["tasks"] or spec.tasks) and row.model in (wanted["models"] or spec.models)
+        if column.task in (settings["tasks"] or spec.tasks) and row.model in (settings["models"] or spec.models)
     )
-    return [_compose(task, model, seed, wanted) for seed in range(wanted["seeds"]) for task, model in cells]
+    return [_compose(task, model, seed, settings) for seed in range(settings["seeds"]) for task, model in cells]
 
 
-def _compose(task: str, model: str, seed: int, wanted: dict) -> RunSettings:
-    common = [f"{name}={wanted[name]}" for name in ("protocol", "data", "device")]
-    folders = [f"{name}={quoted(str(wanted[name]))}" for name in ("data_dir", "results_dir", "output_dir")]
+def _compose(task: str, model: str, seed: int, settings: dict) -> RunSettings:
+    common = [f"{name}={settings[name]}" for name in ("protocol", "data", "device")]
+    folders = [f"{name}={quoted(str(settings[name]))}" for name in ("data_dir", "results_dir", "output_dir")]
     run = compose_run([f"task={task}", f"model={model}", f"seed={seed}", *common, *folders, "progress=false"])
-    return run.changed(**{name: wanted[name] for name in ("wandb", "loggers", "force")})
+    return run.changed(**{name: settings[name] for name in ("wandb", "loggers", "force")})
 
 
-def _needed(todo: list[RunSettings], wanted: dict, listed: dict[str, str | None]) -> list[RunSettings]:
+def _needed(todo: list[RunSettings], settings: dict, listed: dict[str, str | None]) -> list[RunSettings]:
     """The runs, in no table, whose weights those of `todo` begin with, and which are not done or left no weights."""
     from stn.families import needs
 
     keys = dict.fromkeys(key for run in todo for key in needs(run))
-    runs = [_compose(key.task, key.model, key.seed, wanted | {"protocol": key.protocol}) for key in keys]
+    runs = [_compose(key.task, key.model, key.seed, settings | {"protocol": key.protocol}) for key in keys]
     return [run for run in runs if _state(run, listed) != "done" or not (run.folder / "weights.pt").exists()]
 
 
@@ -146,18 +145,18 @@ def _state(run: RunSettings, listed: dict[str, str | None]) -> str:
     return "done" if record["status"] == "ok" else "failed"
 
 
-def _render(spec: TableSpec, wanted: dict) -> None:
+def _render(spec: TableSpec, settings: dict) -> None:
     """Writes the table and its figures, and prints the table."""
-    results, data = Path(wanted["results_dir"]), wanted["data"]
+    results, data = Path(settings["results_dir"]), settings["data"]
     records = read_records(records_root(results, data))
-    if not select(spec, records, wanted["protocol"], data):
+    if not select(spec, records, settings["protocol"], data):
         console.print("no records yet, so no table")
         return
-    paths = render_table(spec, records, wanted["protocol"], results / "tables", data)
+    paths = render_table(spec, records, settings["protocol"], results / "tables", data)
     print(paths[0].read_text(encoding="utf-8").split("\n## Claims, part by part")[0])
     from experiments.figures import draw_all
 
-    paths += draw_all(spec, records, wanted)
+    paths += draw_all(spec, records, settings)
     for path in paths:
         console.print(f"wrote {path}")
 

@@ -4,40 +4,41 @@ An interrupted search goes on with the same command; one with more sweep.trials,
 """
 
 import sys
-import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from experiments.cli import main
 from experiments.config import OF_THE_COMMAND, compose_config, refuse_unread, resolved
-from experiments.progress import OUT_OF_TIME, Bar, console
+from experiments.jobs import Load, carry_out
+from experiments.progress import OUT_OF_TIME, console, deadline_of
 from stn.results.records import config_hash
+from stn.results.sweeps import flat
 from stn.settings import RunSettings, check_batch, run_settings
 from stn.train.claim import held_file
-from stn.train.stopped import OutOfTime
 
 
 def sweep(config: DictConfig) -> None:
     """The whole verb."""
-    wanted = resolved(config)
-    check_batch(wanted)
+    settings = resolved(config)
+    check_batch(settings)
     from stn.many.executors import extra
 
     extra("optuna", "sweeps")
     from stn.families import network, prepare
     from stn.many import search as searching
 
-    search = _search(wanted)
+    search = _search(settings)
     searching.check(search)
     network(search.run)  # raises when the settings do not fit together
     prepare(search.run)
-    lock = Path(wanted["output_dir"]) / "sweeps" / f"{search.study}.lock"
+    lock = Path(settings["output_dir"]) / "sweeps" / f"{search.study}.lock"
     with held_file(lock, f"{search.study}: another process searches"):
         study = searching.open_study(search)
-        left = wanted["sweep"]["trials"] - searching.resume(study)
-        console.print(f"{search.study}: {max(left, 0)} of {wanted['sweep']['trials']} trials to do")
-        failures, late = _train(search, study, left, wanted) if left > 0 else ([], False)
+        trials = settings["sweep"]["trials"]
+        missing = max(trials - searching.resume(study), 0)
+        console.print(f"{search.study}: {missing} of {trials} trials to do")
+        failures, late = _train(search, study, missing, settings) if missing else ([], 0)
         _render(study, search)
     if failures:
         sys.exit("\n".join(failures))
@@ -45,22 +46,22 @@ def sweep(config: DictConfig) -> None:
         sys.exit(OUT_OF_TIME)
 
 
-def _search(wanted: dict):
+def _search(settings: dict):
     """The study these settings ask for: its name tells it from all that would give other numbers."""
     from stn.many.grouping import stacked
-    from stn.many.search import Search, flat
+    from stn.many.search import Search
 
-    chosen = wanted["sweep"]
-    run = run_settings({name: value for name, value in wanted.items() if name not in OF_THE_COMMAND})
-    refuse_unread(wanted, _plain(run), run)
+    chosen = settings["sweep"]
+    run = run_settings({name: value for name, value in settings.items() if name not in OF_THE_COMMAND})
+    refuse_unread(settings, _plain(run), run)
     if run.processes > 1:
         raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
     space = flat(chosen["space"])
     numbers = run.config | {"protocol": run.protocol, "space": space}
     names = [chosen["name"], run.task.name, run.model.name, run.protocol]
     study = "-".join([*names, config_hash(numbers, without=["protocol_note"])[:8]])
-    together = stacked(run.stack, run.device, wanted["launcher"])
-    return Search(wanted["storage"], study, run, space, chosen["sampler"], chosen["pruner"], together)
+    together = stacked(run.stack, run.device, settings["launcher"])
+    return Search(settings["storage"], study, run, space, chosen["sampler"], chosen["pruner"], together)
 
 
 def _plain(run: RunSettings) -> dict:
@@ -69,41 +70,29 @@ def _plain(run: RunSettings) -> dict:
     return resolved(compose_config("train", groups))
 
 
-def _train(search, study, left: int, wanted: dict) -> tuple[list[str], bool]:
-    """Trains `left` trials; one line for each that raised, and whether the time budget ended some."""
+def _train(search, study, missing: int, settings: dict) -> tuple[list[str], int]:
+    """Trains so many trials; one line for each that raised, and how many the time budget ended."""
     from stn.data.seeds import stream_seed
-    from stn.many.executors import launch
     from stn.many.grouping import FREE, MAX_REPLICAS, stack_key
-    from stn.many.pool import Finished
     from stn.many.search import Job, run_trials
 
     free = all(name.partition(".")[0] in FREE for name in search.space)
     together = search.stack and free and stack_key(search.run) is not None
     at_once = MAX_REPLICAS if together else 1
-    sizes = [min(at_once, left - first) for first in range(0, left, at_once)]
+    sizes = [min(at_once, missing - first) for first in range(0, missing, at_once)]
     earlier = len(study.trials)  # an interrupted search does not repeat itself
     seeds = [stream_seed(search.run.seed, "search", earlier + i) for i in range(len(sizes))]
-    jobs = [Job(search, size, seed % 2**32) for size, seed in zip(sizes, seeds, strict=True)]
-    budget_s, steps = wanted["time_budget_s"], search.run.recipe["steps"]
-    deadline = None if budget_s is None else time.time() + budget_s
-    failures, late, seen = [], False, [0.0] * len(jobs)
-    with Bar(left) as bar:
-        for event in launch(jobs, wanted["workers"], deadline, wanted["launcher"], run_trials):
-            if not isinstance(event, Finished):
-                done = sizes[event.index] * min(1.0, event.steps / steps)
-            elif isinstance(event.error, OutOfTime):
-                done, late = seen[event.index], True
-            else:
-                done = sizes[event.index]
-                failures += _report(event, study)
-            seen[event.index] = done
-            bar.update(sum(seen), f"{sum(seen):.1f}/{left} trials")
+    steps = search.run.recipe["steps"]
+    loads = [
+        Load(Job(search, n, seed % 2**32), n, n, steps, f"{n} trials") for n, seed in zip(sizes, seeds, strict=True)
+    ]
+    failures, late = carry_out(loads, "trials", run_trials, settings, deadline_of(settings["time_budget_s"]), _report)
     if late:
-        console.print("the time budget is used up; the same command goes on with the trials that are left")
+        console.print("the time budget is used up; the same command goes on with the trials that are not over")
     return failures, late
 
 
-def _report(event, study) -> list[str]:
+def _report(event, _) -> list[str]:
     """Prints how the trials of a job ended; returns a line when they raised."""
     if event.error is not None:
         line = f"a trial failed: {type(event.error).__name__}: {' '.join(str(event.error).split())}"
@@ -121,21 +110,21 @@ def _render(study, search) -> None:
     from stn.many.search import best
     from stn.results.search import write_study
 
-    found = best(study)
-    if found is None:
+    trial = best(study)
+    if trial is None:
         console.print("no trial is complete yet, so no table")
         return
-    command = _command(search.run, found.params)
+    command = _command(search.run, trial.params)
     folder = search.run.results_dir / "sweeps" / "studies" / search.study
     for path in write_study(study, folder, command):
         console.print(f"wrote {path}", soft_wrap=True)
-    console.print(f"best: trial {found.number}, {found.value:.2f} % held-out error; to test it:")
+    console.print(f"best: trial {trial.number}, {trial.value:.2f} % held-out error; to test it:")
     console.print(f"  {command}", soft_wrap=True)
 
 
 def _command(run: RunSettings, params: dict) -> str:
     """What trains settings of this search for the test set: all that is not as in their protocol."""
-    from stn.many.search import changed_recipe, flat
+    from stn.many.search import changed_recipe
 
     groups = [f"{group}={name}" for group, name in zip(("task", "model", "protocol"), run.key, strict=False)]
     plain, recipe = flat(_plain(run)["recipe"]), flat(changed_recipe(run.recipe, params))

@@ -52,14 +52,14 @@ def rendered_files(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.glob("*")) if RENDERED.fullmatch(path.name)}
 
 
-def differences(wanted: dict[str, Path], committed: dict[str, Path]) -> list[str]:
+def differences(rendered: dict[str, Path], committed: dict[str, Path]) -> list[str]:
     """One line for every committed table that is missing, superfluous, or not what the records give."""
-    lines = [f"missing: {name}" for name in wanted.keys() - committed.keys()]
-    lines += [f"superfluous: {name}" for name in committed.keys() - wanted.keys()]
+    lines = [f"missing: {name}" for name in rendered.keys() - committed.keys()]
+    lines += [f"superfluous: {name}" for name in committed.keys() - rendered.keys()]
     lines += [
         f"differs: {name}"
-        for name in wanted.keys() & committed.keys()
-        if wanted[name].read_bytes() != committed[name].read_bytes()
+        for name in rendered.keys() & committed.keys()
+        if rendered[name].read_bytes() != committed[name].read_bytes()
     ]
     return sorted(lines)
 
@@ -68,12 +68,12 @@ def check(results_dir: Path, conf_dir: Path, pages: list[Path]) -> int:
     """Compare the committed tables, and those in the pages, with what the records give; status 1 when they differ."""
     with tempfile.TemporaryDirectory() as folder:
         render_all(results_dir, conf_dir, Path(folder))
-        wanted = rendered_files(Path(folder))
-        lines = differences(wanted, rendered_files(results_dir / "tables"))
+        rendered = rendered_files(Path(folder))
+        lines = differences(rendered, rendered_files(results_dir / "tables"))
         for page in pages:
-            if embed(page.read_text(encoding="utf-8"), wanted) != page.read_text(encoding="utf-8"):
+            if embed(page.read_text(encoding="utf-8"), rendered) != page.read_text(encoding="utf-8"):
                 lines.append(f"differs: a table in {page.name}")
-    print("\n".join(lines) or f"{len(wanted)} files up to date")
+    print("\n".join(lines) or f"{len(rendered)} files up to date")
     return 1 if lines else 0
 
 
@@ -92,13 +92,13 @@ def render(results_dir: Path, conf_dir: Path, pages: list[Path]) -> int:
     return 0
 
 
-def tables(wanted: dict) -> None:
-    results_dir, conf_dir, readme = (Path(wanted[name]) for name in ("results_dir", "conf_dir", "readme"))
+def tables(settings: dict) -> None:
+    results_dir, conf_dir, readme = (Path(settings[name]) for name in ("results_dir", "conf_dir", "readme"))
     for folder in (results_dir, conf_dir / "table"):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
     pages = [page for page in (readme, *sorted((readme.parent / "docs").glob("*.md"))) if page.exists()]
-    sys.exit((check if wanted["check"] else render)(results_dir, conf_dir, pages))
+    sys.exit((check if settings["check"] else render)(results_dir, conf_dir, pages))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ goes on.
 """
 
 import sys
-import time
 
 from experiments.cli import main
 from experiments.config import compose_config, run_of
 from experiments.grid import jobs_of, train_grid
-from experiments.progress import OUT_OF_TIME, Bar
+from experiments.progress import OUT_OF_TIME, console, deadline_of
+from stn.progress import Bar
 from stn.settings import RunSettings
 from stn.train.stopped import OutOfTime
 
@@ -28,23 +28,18 @@ def train(overrides: list[str]) -> None:
         print(f"{run.key}: {record['status']}, as its record says; force=true runs it again")
         return
     from stn.train import run as running  # torch and Lightning take seconds to import: not for --help or a typo
-    from stn.train.parallel import part_of
+    from stn.train.parallel import slice_of
 
-    tell = print if part_of(run).rank == 0 else lambda *_: None  # of the processes that train the run together
-    steps = run.recipe["steps"]
+    tell = print if slice_of(run).rank == 0 else lambda *_: None  # of the processes that train the run together
+    steps, deadline = run.recipe["steps"], deadline_of(run.time_budget_s)
     try:
-        with Bar(steps, run.progress and tell is print) as bar:
-            (record,) = running.train([run], lambda done: bar.update(done, f"step {done} of {steps}"), deadline_of(run))
+        with Bar(steps, console=console, shown=run.progress and tell is print) as bar:
+            (record,) = running.train([run], lambda done: bar.update(done, f"step {done} of {steps}"), deadline)
     except OutOfTime as stopped:
         tell(f"{run.key}: {stopped}; the same command goes on from there")
         sys.exit(OUT_OF_TIME)
     tell(in_words(record))
     tell(places(run))
-
-
-def deadline_of(run: RunSettings) -> float | None:
-    """When the time budget of a run that starts now is used up, as time.time()."""
-    return None if run.time_budget_s is None else time.time() + run.time_budget_s
 
 
 def in_words(record: dict) -> str:

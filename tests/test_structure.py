@@ -16,9 +16,10 @@ SRC = ROOT / "src" / "stn"
 # Each part of src/stn -> what it may import of the others.
 ALLOWED = {
     "validation": set(),
+    "progress": set(),
     "transform": set(),
     "nets": {"transform"},
-    "data": {"transform"},
+    "data": {"progress", "transform"},
     "saved": {"data"},
     "results": {"validation"},
     "settings": {"validation", "results"},

@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from experiments.config import compose_run
 from stn.data.errors import DataError
+from stn.families import build
 from stn.results.records import unpack_wrong
 from stn.results.tables import table_stem
+from stn.saved import load
 from stn.settings import RunSettings
+from stn.tasks.training import Training
+from stn.watch.snapshots import FILE
 
 Gallery = Callable[[Path, list[dict], dict], list[Path]]
 
@@ -25,14 +30,11 @@ def run_of(record: dict, settings: dict) -> RunSettings:
     return run.changed(**{name: settings[name] for name in ("data_dir", "output_dir")})
 
 
-def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict, object]]:
+def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict, Training]]:
     """The records whose runs left their weights, each with its LightningModule, trained and in evaluation mode.
 
     Raises: DataError for weights that do not fit.
     """
-    from stn.families import build
-    from stn.saved import load
-
     for record in records:
         run = run_of(record, settings)
         weights = run.folder / "weights.pt"
@@ -49,8 +51,6 @@ def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict
 
 def snapshots_of(record: dict, settings: dict) -> dict[str, np.ndarray]:
     """What `stn.watch.snapshots` wrote of a run; empty where it left nothing. Raises: DataError for a damaged file."""
-    from stn.watch.snapshots import FILE
-
     file = run_of(record, settings).folder / FILE
     if not file.exists():
         return {}
@@ -78,8 +78,6 @@ def rightly_behind_the_transformer(baseline: dict, transformed: dict, count: int
 
 def test_images(module, numbers: Iterable[int]):
     """Those test images under the first draw, and their labels."""
-    import torch
-
     images, labels = [], []
     for number in numbers:
         start, place = module.test_batch_of(number)

@@ -5,10 +5,12 @@ transformer makes of them; and the same through the training of one of them.
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from experiments.galleries import figure_path, figure_title, snapshots_of, with_weights
 from stn.results.sheets import Layout, Panel, write_animation, write_sheet
 from stn.results.warp_figures import grid_strokes
+from stn.tasks.warp_statistics import Pose
 
 TASK, DIGIT = "mnist_r", 2
 COLUMNS = 11
@@ -35,8 +37,6 @@ def turned(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     """Inputs with the sampling grid above the outputs, a frame per snapshot."""
-    import torch
-
     paths = []
     shown = [r for r in records if (r["task"], r["model"]) == (TASK, ANIMATED)]
     for record, module in with_weights(shown, settings):
@@ -58,8 +58,6 @@ def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 def before_and_after(module) -> tuple[list[Panel], list[Panel]]:
     """Digits of the class by angle, and what the transformer makes of them."""
-    import torch
-
     images, angles_deg, _ = _digits_by_angle(module)
     with torch.no_grad():
         (warped,) = module.net.input_warps(images)
@@ -70,8 +68,6 @@ def _digits_by_angle(module, first: int = 1000):
     """The digits of the class among the first test images, in the order of the angle that they were turned by, counter-
     clockwise: images, angles, and their numbers in the test.
     """
-    from stn.tasks.warp_statistics import Pose
-
     batch = module.stream.test_batch(0, 0)
     numbers = (batch.labels[:first] == DIGIT).nonzero()[:, 0]
     angles_deg = Pose.of(batch.src_from_out[numbers, 0]).angle_deg

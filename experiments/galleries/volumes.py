@@ -4,6 +4,8 @@ makes of the first test digits through its training.
 
 from pathlib import Path
 
+import torch
+
 from experiments.galleries import (
     figure_path,
     figure_title,
@@ -19,8 +21,6 @@ DIGITS, ANIMATED_DIGITS = 8, 4
 
 
 def volumes(folder: Path, records: list[dict], settings: dict) -> list[Path]:
-    import torch
-
     by_model, paths = {record["model"]: record for record in records}, []
     if not {BASELINE, TRANSFORMED} <= by_model.keys():
         return []
@@ -43,8 +43,6 @@ def volumes(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 def _warps(net, images, labels, theta=None) -> list[VolumeWarp]:
     """What the transformer makes of volumes, with its own theta or another."""
-    import torch
-
     with torch.no_grad():
         after = net.transformer.warp(images, theta).image
         columns = [x[:, 0].numpy() for x in (images, after, net.project(images), net.project(after))]

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from experiments.galleries import (
     figure_path,
     figure_title,
@@ -10,7 +12,9 @@ from experiments.galleries import (
     test_images,
     with_weights,
 )
-from stn.results.warp_figures import Warp, channel_pictures, training_animation, warp_gallery
+from stn.data.svhn_crops import NONE
+from stn.results.warp_figures import Warp, training_animation, warp_gallery
+from stn.tasks.looks import rows_of
 
 # Right of Table 1. Column -> one baseline, one ST model.
 TABLE1 = {
@@ -45,8 +49,6 @@ def wrong_and_right(folder: Path, records: list[dict], settings: dict) -> list[P
 
 def house_numbers(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     """Where the transformer on the input looks, what it passes on, and what the network reads."""
-    import torch
-
     paths = []
     for record, module in with_weights((r for r in records if "_st_" in r["model"]), settings):
         images, labels = test_images(module, range(HOUSE_NUMBERS))
@@ -74,8 +76,6 @@ def sums(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 def trainings(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     """A GIF for every record of `ANIMATED` whose run left snapshots and weights."""
-    import torch
-
     paths = []
     for record, module in with_weights((r for r in records if ANIMATED.get(r["task"]) == r["model"]), settings):
         if snapshots := snapshots_of(record, settings):
@@ -93,22 +93,12 @@ def trainings(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 
 def warps_of(net, images, captions=None, thetas=None) -> list[Warp]:
-    """Image by image, each transformer on the input, channel by channel; the output as the classifier gets it.
-
-    Captions, one per image, are by default the number of the transformer where there are several.
-    """
-    import torch
-
+    """As `rows_of`, of the transformers on the input; the output as the classifier gets it."""
     with torch.no_grad():
         warps = net.input_warps(images, thetas) if thetas else net.input_warps(images)
-        outputs = [net.pool(warped.image) if hasattr(net, "pool") else warped.image for warped in warps]
-    numbers = [f"ST {k + 1}" if len(warps) > 1 else "" for k in range(len(warps))]
-    return [
-        Warp(before, warped.grid[i].numpy(), after, captions[i] if captions else number)
-        for i, image in enumerate(images)
-        for warped, output, number in zip(warps, outputs, numbers, strict=True)
-        for before, after in zip(channel_pictures(image.numpy()), channel_pictures(output[i].numpy()), strict=True)
-    ]
+        if hasattr(net, "pool"):
+            warps = [warped._replace(image=net.pool(warped.image)) for warped in warps]
+    return rows_of(images, warps, captions)
 
 
 def _reading(label: list[int], read: list[int]) -> str:
@@ -119,6 +109,4 @@ def _reading(label: list[int], read: list[int]) -> str:
 
 def _number(labels: list[int]) -> str:
     """Digits from the left; "·" for a place read as empty between digits."""
-    from stn.data.svhn_crops import NONE
-
     return "".join("·" if label == NONE else str(label) for label in labels).rstrip("·") or "nothing"

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from experiments.galleries import figure_path, figure_title, with_weights
+from stn.nets.windows import window_boxes_px, windows_at
 from stn.results.window_figures import bird_panel, bird_sheet, window_animation, window_panels, window_sheet
+from stn.tasks.window_parts import REGIONS
 
 BIRDS, SPECIES = 8, 5
 SHEET_DIGIT, SHEET_LINES = 3, 6
@@ -28,11 +32,6 @@ def birds(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 def _looks(module) -> list:
     """Test birds from all over the test set, whose order is by species."""
-    import torch
-
-    from stn.nets.windows import window_boxes_px, windows_at
-    from stn.tasks.window_parts import REGIONS
-
     region_of = {part: region for region, parts in REGIONS.items() for part in parts}
     regions = [region_of[part] for part in module.stream.test.part_names]
     panels = []
@@ -69,8 +68,6 @@ def digits(folder: Path, records: list[dict], settings: dict) -> list[Path]:
 
 def _trace(module):
     """images (K, n, H, W), true boxes (K, n, 4), windows as boxes (T, K, n, 4), and the T steps."""
-    from stn.nets.windows import window_boxes_px
-
     steps, windows = module.trace()
     windows = window_boxes_px(windows, module.image_px).transpose(1, 2)
     scenes, n = module.scenes["train"], windows.shape[2]
@@ -80,10 +77,6 @@ def _trace(module):
 
 def species(folder: Path, records: list[dict], settings: dict) -> list[Path]:
     """The windows on the first training birds of each species, a line per species."""
-    import torch
-
-    from stn.nets.windows import window_boxes_px
-
     paths = []
     for record, module in with_weights(records, settings):
         images, truth = (x[:BIRDS] for x in module.scenes["train"])

@@ -129,8 +129,12 @@ class RunSettings(Experiment):
 
     def folder_of(self, key: RunKey) -> Path:
         """As `folder`, of another run on the same kind of data, such as one whose weights this one needs."""
-        root = records_root(self.output_dir, self.data)
-        return root / "runs" / key.task / key.model / key.protocol / f"seed{key.seed}"
+        return record_path(records_root(self.output_dir, self.data), key).with_suffix("")
+
+    def data_folder(self, part: str, standin: str) -> Path:
+        """Where the data are; a listed part of the real ones, and each stand-in, have folders of their own."""
+        places = {"real": "", "subset": f"subset/{part}", "standin": f"standin/{standin}"}
+        return self.data_dir / places[self.data]
 
     def recorded(self) -> dict[str, Any] | None:
         """The record of this very run (same hash), where there is one."""
@@ -150,11 +154,11 @@ class RunSettings(Experiment):
         return self.trainer.devices * self.trainer.num_nodes
 
     def changed(self, **changes: Any) -> Self:
-        """The same run but for these settings. Raises: ValueError, one line, for settings that no run can have."""
+        """The same run but for these settings. Raises: ValueError, one line, for invalid ones."""
         return checked(type(self), self.model_dump() | changes)
 
     def variant(self, of: Experiment) -> Self:
-        """The same run under a protocol name and in a results folder of its own, so that it slips into no table.
+        """The same run under a protocol name and in a results folder of its own, to keep it out of every table.
 
         Its record goes to results_dir/sweeps, its protocol is called <protocol>-<hash of the settings>, and its note
         ends with what is not as in `of`, the run that it departs from.
@@ -184,7 +188,7 @@ def at(nested: object, path: Sequence[str]) -> object:
 
 
 def run_settings(composed: dict[str, Any]) -> RunSettings:
-    """The run that conf/train.yaml, resolved, describes. Raises: ValueError, one line, for one that cannot be."""
+    """The run that conf/train.yaml, resolved, describes. Raises: ValueError, one line, for an invalid one."""
     protocol = composed.get("protocol")
     name = protocol.get("name") if isinstance(protocol, dict) else protocol
     return checked(RunSettings, {**composed, "protocol": name})
@@ -200,12 +204,12 @@ class Batch(Checked):
 
 
 def check_batch(composed: dict[str, Any]) -> None:
-    """Raises: ValueError, one line, for seeds, workers, time_budget_s or stack that cannot be."""
+    """Raises: ValueError, one line, for invalid seeds, workers, time_budget_s or stack."""
     checked(Batch, {name: composed[name] for name in Batch.model_fields if name in composed})
 
 
 def made(make, settings: dict[str, Any], what: str):
-    """make(**settings). Raises: ValueError, one line, for a setting that `make` does not have, or lacks."""
+    """make(**settings). Raises: ValueError, one line, for a setting that `make` does not know, or that is missing."""
     try:
         return make(**settings)
     except TypeError as error:

@@ -34,7 +34,7 @@ class Trained(NamedTuple):
         return "_".join(str(part) for part in (*run_key(self.record)[:3], f"seed{self.record['seed']}"))
 
     def net(self) -> nn.Module:
-        """The network, with these weights, in evaluation mode. Raises: DataError where they do not fit together."""
+        """The network, with these weights, in evaluation mode. Raises: DataError where the weights do not fit."""
         net = network(self.experiment).net
         try:
             net.load_state_dict(self.weights)

@@ -26,6 +26,7 @@ MUST = {
     "bool_type": "be true or false",
     "string_type": "be a text",
     "finite_number": "be a finite number",
+    "too_short": "have {min_length} or more entries",
     "model_type": "be a mapping",
     "model_attributes_type": "be a mapping",
     "dict_type": "be a mapping",
@@ -35,7 +36,7 @@ MUST = {
 def checked(kind: type[Model], given: Any, where: str = "") -> Model:
     """`given` as a `kind`; `where` it stands is put before the names of keys.
 
-    Raises: ValueError, one line, for the first key that is missing, unknown or cannot be.
+    Raises: ValueError, one line, for the first key that is missing, unknown or invalid.
     """
     try:
         return kind.model_validate(given)
@@ -47,6 +48,7 @@ def problem(error: ValidationError, given: Any, where: str = "") -> str:
     """The first thing that is wrong, as one line: which key, what is allowed, what it got."""
     first = error.errors(include_url=False)[0]
     key, got = _key(first, given, where), repr(first["input"])
+    tag = first.get("ctx", {}).get("discriminator", "").strip("'")
     got = got if len(got) <= 200 else f"{got[:197]}..."
     match first["type"]:
         case "missing":
@@ -57,10 +59,10 @@ def problem(error: ValidationError, given: Any, where: str = "") -> str:
             told = str(first["ctx"]["error"])
             return f"{key}: {told}" if key else told
         case "union_tag_not_found":
-            return f"missing key '{key}.name'"
+            return f"missing key '{key}.{tag}'"
         case "union_tag_invalid":
             allowed = first["ctx"]["expected_tags"].replace("'", "")
-            return f"{key}.name must be one of {allowed}, got {first['ctx']['tag']!r}"
+            return f"{key}.{tag} must be one of {allowed}, got {first['ctx']['tag']!r}"
         case "literal_error":
             allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
             return f"{key} must be one of {allowed}, got {got}"
@@ -76,7 +78,8 @@ def _key(first: Mapping[str, Any], given: Any, where: str) -> str:
     key, node = where, given
     for i, part in enumerate(first["loc"]):
         last_one_missing = first["type"] == "missing" and i == len(first["loc"]) - 1
-        within = part in node if isinstance(node, Mapping) else isinstance(node, list | tuple) and isinstance(part, int)
+        places = node if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list | tuple) else ()
+        within = part in places
         if not within and not last_one_missing:
             continue
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stn.data import cub, cub_annotations, cub_images, download
-from stn.data.cub import Birds, center_crop, load_cub, prepare_cub, random_crop_flip, read_annotations
-from stn.data.cub_annotations import FORMS
+from stn.data.cub import Birds, center_crop, load_cub, prepare_cub, random_crop_flip
+from stn.data.cub_annotations import FORMS, read_annotations
 from stn.data.cub_standin import write_standin
 from stn.data.errors import DataError
 

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from stn.data import cub_standin
-from stn.data.cub import load_cub, prepare_cub, read_annotations
+from stn.data.cub import load_cub, prepare_cub
+from stn.data.cub_annotations import read_annotations
 from stn.data.cub_standin import species, write_standin
 from stn.data.cub_standin_drawing import (
     PART_NAMES,

@@ -253,13 +253,15 @@ def test_official_numbers_are_read_in_their_order(tmp_path, name):
 
 def test_the_kept_table_is_read_in_place_of_the_file(small_mat, tmp_path, monkeypatch):
     table = tmp_path / "numbers.npz"
-    first = cached_digit_struct(small_mat[0], table, "a", tmp_path)
+    first = cached_digit_struct(small_mat[0], table)
     assert same(first, read_digit_struct(small_mat[0]))
+    changed = small_mat[0].with_name("changed.mat")
+    changed.write_bytes(small_mat[1] + b"0")
     with monkeypatch.context() as patch:
         patch.setattr(digit_struct, "read_digit_struct", lambda path: pytest.fail("read again"))
-        assert same(cached_digit_struct(small_mat[0], table, "a", tmp_path), first)
+        assert same(cached_digit_struct(small_mat[0], table), first)
         with pytest.raises(pytest.fail.Exception):
-            cached_digit_struct(small_mat[0], table, "b", tmp_path)
+            cached_digit_struct(changed, table)
     table.write_bytes(table.read_bytes()[:-30])
-    assert same(cached_digit_struct(small_mat[0], table, "a", tmp_path), first)
+    assert same(cached_digit_struct(small_mat[0], table), first)
     assert [p.name for p in tmp_path.iterdir()] == ["numbers.npz"]

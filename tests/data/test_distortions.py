@@ -7,13 +7,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn.data.distortions import (
-    ElasticParams,
-    ProjectiveParams,
-    RotationParams,
-    SimilarityParams,
-    distortion,
-)
+from stn.data.distortions import PointParams, SimilarityParams, distortion
 
 NAMES = ("r", "rts", "rts_ink", "p", "e", "tc")
 CANVAS = {"r": 28, "rts": 42, "rts_ink": 42, "p": 28, "e": 28, "tc": 60}
@@ -23,6 +17,10 @@ P_MIN = 1e-4
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def turned(rotation_deg):
+    return SimilarityParams(rotation_deg, torch.ones_like(rotation_deg), rotation_deg.new_zeros(len(rotation_deg), 2))
 
 
 def smooth_digits(n, seed=0):
@@ -124,7 +122,7 @@ def test_unknown_names_and_wrong_images_are_refused():
 @pytest.mark.parametrize("angle_deg", [-90.0, -33.0, 0.0, 20.0, 90.0])
 def test_r_turns_counter_clockwise_as_opencv(angle_deg):
     (image,) = images = smooth_digits(1)
-    out = distortion("r").apply(images, RotationParams(torch.tensor([angle_deg])))[0, 0].numpy()
+    out = distortion("r").apply(images, turned(torch.tensor([angle_deg])))[0, 0].numpy()
     matrix = cv2.getRotationMatrix2D((13.5, 13.5), angle_deg, 1.0)
     wanted = cv2.warpAffine(image.numpy() / 255.0, matrix, (28, 28), flags=cv2.INTER_LINEAR)
     np.testing.assert_allclose(out, wanted, atol=0.02)  # OpenCV rounds to 1/32 px
@@ -133,7 +131,7 @@ def test_r_turns_counter_clockwise_as_opencv(angle_deg):
 def test_r_is_exact_at_right_angles_and_its_range_is_uniform():
     images = smooth_digits(4000)
     d = distortion("r")
-    quarter = d.apply(images[:4], RotationParams(torch.full((4,), 90.0)))
+    quarter = d.apply(images[:4], turned(torch.full((4,), 90.0)))
     torch.testing.assert_close(quarter[:, 0], torch.rot90(images[:4], 1, (1, 2)) / 255, atol=1e-5, rtol=0)
     angles = d.sample(images, generator()).rotation_deg
     assert stats.kstest(angles.numpy(), stats.uniform(-90, 180).cdf).pvalue > P_MIN
@@ -247,7 +245,7 @@ def moved_corners(scale, corner_shift_px):
 )
 def test_p_is_opencvs_homography_through_the_moved_corners(scale, corner_shift_px):
     (image,) = images = smooth_digits(1, seed=2)
-    params = ProjectiveParams(torch.tensor([scale]), torch.tensor([corner_shift_px], dtype=torch.float32))
+    params = PointParams(torch.tensor([scale]), torch.tensor([corner_shift_px], dtype=torch.float32))
     out = distortion("p").apply(images, params)[0, 0].numpy()
     square = (moved_corners(1.0, np.zeros((4, 2))) + 13.5).astype(np.float32)
     corners = (moved_corners(scale, corner_shift_px) + 13.5).astype(np.float32)
@@ -264,7 +262,7 @@ def test_p_shows_the_side_of_the_horizon_on_which_the_digit_lies(name):
     }[name]
     (image,) = images = torch.full((1, 28, 28), 255, dtype=torch.uint8)
     shift_px = np.array(corners) - moved_corners(1.0, np.zeros((4, 2)))
-    params = ProjectiveParams(torch.ones(1), torch.tensor(shift_px, dtype=torch.float32)[None])
+    params = PointParams(torch.ones(1), torch.tensor(shift_px, dtype=torch.float32)[None])
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float32)
     out_from_src = cv2.getPerspectiveTransform(square, (np.array(corners) / 14).astype(np.float32))
     src_from_out = np.linalg.inv(out_from_src)
@@ -283,7 +281,7 @@ def test_p_shows_the_side_of_the_horizon_on_which_the_digit_lies(name):
 def test_p_never_gives_nan_however_wild_the_corners():
     out = distortion("p", sigma_px=12.0)(smooth_digits(1000), generator())
     assert torch.isfinite(out).all()
-    flat = ProjectiveParams(torch.ones(1), torch.tensor([[[14.0, 14], [-14, 14], [-14, -14], [14, -14]]]))
+    flat = PointParams(torch.ones(1), torch.tensor([[[14.0, 14], [-14, 14], [-14, -14], [14, -14]]]))
     assert torch.isfinite(distortion("p").apply(smooth_digits(1), flat)).all()  # all corners in one point
 
 
@@ -291,7 +289,7 @@ def test_p_never_gives_nan_however_wild_the_corners():
 def test_e_is_scipys_thin_plate_spline(seed):
     (image,) = images = smooth_digits(1, seed=seed)
     shift_px = np.random.default_rng(seed).normal(0, 1.5, (16, 2))
-    params = ElasticParams(torch.tensor([0.8]), torch.tensor(shift_px, dtype=torch.float32)[None])
+    params = PointParams(torch.tensor([0.8]), torch.tensor(shift_px, dtype=torch.float32)[None])
     axis = np.linspace(-1, 1, 4)
     controls = np.array([(x, y) for y in axis for x in axis])
     spline = RBFInterpolator(controls, controls + shift_px / 14, kernel="thin_plate_spline", degree=1)
@@ -302,7 +300,7 @@ def test_e_is_scipys_thin_plate_spline(seed):
 
 def test_e_without_movement_scales_about_the_centre():
     (image,) = images = smooth_digits(1)
-    out = distortion("e").apply(images, ElasticParams(torch.tensor([0.75]), torch.zeros(1, 16, 2)))[0, 0].numpy()
+    out = distortion("e").apply(images, PointParams(torch.tensor([0.75]), torch.zeros(1, 16, 2)))[0, 0].numpy()
     x, y = out_points(28).T / 0.75
     np.testing.assert_allclose(out, read(image, x, y).reshape(28, 28), atol=1e-4)
 

@@ -3,7 +3,7 @@ import torch
 
 from stn.data.distortions import distortion
 from stn.data.mnist import Digits
-from stn.data.streams import TEST_BATCH, AddedDigits, DistortedDigits, stream_class
+from stn.data.streams import TEST_BATCH, AddedDigits, DistortedDigits
 from stn.data.volumes import ExtrudedDigits, extrude, rotation_matrix
 
 
@@ -63,11 +63,6 @@ def test_each_channel_carries_the_map_of_its_own_digit():
     batch = stream(AddedDigits).draw(8, torch.Generator().manual_seed(5))
     assert batch.src_from_out.shape == (8, 2, 2, 3)
     assert not torch.equal(batch.src_from_out[:, 0], batch.src_from_out[:, 1])
-
-
-def test_an_unknown_stream_is_named():
-    with pytest.raises(ValueError, match="'distorted', 'added'"):
-        stream_class({"stream": "subtracted"})
 
 
 # -- volumes -----------------------------------------------------------------------------------------------------------

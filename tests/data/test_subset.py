@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import write_archive
 
 from stn.data import cub, cub_annotations, subset, svhn
 from stn.data.cub import load_cub, prepare_cub, prepare_cub_part
@@ -15,7 +16,7 @@ from stn.data.digit_struct import read_digit_struct
 from stn.data.errors import DataError
 from stn.data.subset import Part, check_part, place_part, read_part
 from stn.data.svhn import load_svhn, prepare_svhn_part
-from stn.data.svhn_standin import write_archive, write_digit_struct, write_standin
+from stn.data.svhn_standin import write_digit_struct, write_standin
 from stn.results.tables import load_table
 
 TABLES = Path(__file__).parents[2] / "conf" / "table"

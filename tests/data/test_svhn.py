@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from kills import write_archive
 from PIL import Image
 
 from stn.data import download, svhn, svhn_crops
@@ -14,7 +15,7 @@ from stn.data.digit_struct import HouseNumber, read_digit_struct
 from stn.data.errors import DataError
 from stn.data.svhn import NumberCrops, holdout, load_svhn, prepare_svhn
 from stn.data.svhn_crops import build_crops, crop_number
-from stn.data.svhn_standin import write_archive, write_digit_struct, write_standin
+from stn.data.svhn_standin import write_digit_struct, write_standin
 from stn.tasks.classification import cross_entropy, is_wrong
 
 N = 40

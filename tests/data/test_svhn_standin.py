@@ -5,13 +5,14 @@ import tarfile
 import h5py
 import numpy as np
 import pytest
+from kills import write_archive
 from PIL import Image
 
 from stn.data import svhn_standin
 from stn.data.digit_struct import read_digit_struct
 from stn.data.errors import DataError
 from stn.data.standin import read_mark
-from stn.data.svhn_standin import DIGIT_COUNTS, PICTURES_BY_LENGTH, write_archive, write_standin
+from stn.data.svhn_standin import DIGIT_COUNTS, PICTURES_BY_LENGTH, write_standin
 from stn.data.svhn_standin_drawing import FONTS, HEIGHT_PX, _glyphs, draw_number
 
 N = 150

@@ -10,8 +10,8 @@ import yaml
 from experiments.config import CONF, compose_config, compose_run, options
 from stn.data.distortions import distortion
 from stn.families import FAMILIES
-from stn.nets.budget import TOLERANCE, count_parameters
-from stn.nets.mnist import Architecture, Cnn, build_within_budget
+from stn.nets.budget import TOLERANCE, build_within_budget, count_parameters
+from stn.nets.mnist import Architecture, Cnn
 from stn.results.tables import load_table
 
 ROOT = CONF.parent
@@ -28,7 +28,8 @@ def composed(task, model, protocol):
 @functools.cache
 def parameters(architecture, canvas, classes, pool, budget):
     """Tasks and protocols that ask for the same network share it."""
-    return count_parameters(build_within_budget(architecture, (1, *canvas), classes, pool, budget)[0])
+    net, _ = build_within_budget(lambda widths: architecture.build((1, *canvas), widths, classes, pool), budget)
+    return count_parameters(net)
 
 
 @pytest.mark.parametrize("model", TABLE_1_MODELS)

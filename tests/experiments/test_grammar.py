@@ -93,8 +93,8 @@ def test_a_word_that_is_no_key_and_value_is_refused_in_a_line(monkeypatch, capsy
 @pytest.mark.parametrize(
     ("name", "argument", "named"),
     [
-        ("prepare", "dataset=imagenet", "dataset must be one of mnist, svhn, cub, got 'imagenet'"),
-        ("prepare", "data=drawn", "dataset must be one of mnist, svhn, cub, got None"),
+        ("prepare", "dataset=imagenet", "dataset must be one of cub, mnist, svhn, got 'imagenet'"),
+        ("prepare", "data=drawn", "dataset must be one of cub, mnist, svhn, got None"),
         ("figures", "table=table9", "table=table9 does not exist; allowed: table1"),
         ("figures", "data=drawn", "data must be one of real, subset, standin, got 'drawn'"),
         ("tables", "check=perhaps", "check must be true or false, got 'perhaps'"),

@@ -78,9 +78,7 @@ def test_a_changed_setting_makes_a_run_or_a_line(cells, monkeypatch, data):
         network(run)
 
     # The solver of the widths takes most of a second, and is tested elsewhere.
-    monkeypatch.setattr(
-        mnist, "build_within_budget", lambda arch, shape, n, pool, _: (arch.build(shape, (8, 8), n, pool), (8, 8))
-    )
+    monkeypatch.setattr(mnist, "build_within_budget", lambda build, _: (build((8, 8)), (8, 8)))
     cell = cells[data.draw(st.sampled_from(CELLS))]
     place = data.draw(st.sampled_from(places(cell)))
     line_or_none(use, put(cell, place, data.draw(JUNK)))

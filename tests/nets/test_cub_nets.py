@@ -79,9 +79,9 @@ def test_the_regression_is_the_first_to_move():
 def test_streams_have_weights_of_their_own_and_see_only_their_window():
     net, image = tiny(2).eval(), torch.rand(1, 3, 64, 64)
     channels = net.streams[0].channels
-    before = net.descriptor(image)
+    before = net.descriptor([warped.image for warped in net.warps(image)])
     image[..., 40:] = 0.5  # in the right window alone
-    after = net.descriptor(image)
+    after = net.descriptor([warped.image for warped in net.warps(image)])
     assert before.shape == (1, 2 * channels)
     assert torch.equal(before[:, :channels], after[:, :channels])
     assert not torch.equal(before[:, channels:], after[:, channels:])

@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from stn.nets.budget import count_parameters
+from stn.nets.budget import build_within_budget, count_parameters
 from stn.nets.frequency import FrequencyConv2d
 from stn.nets.layers import FEW_CHANNELS, BlockMean, InputConv2d, conv_pool, flat_features
 from stn.nets.localisation import ConvolutionalLocalisation, FullyConnectedLocalisation
-from stn.nets.mnist import Architecture, Cnn, Fcn, build_within_budget
+from stn.nets.mnist import Architecture, Cnn, Fcn
 
 MODELS = {
     "fcn": Architecture("fcn"),
@@ -56,6 +56,10 @@ def parameters_by_hand(name, canvas, widths):
     return total
 
 
+def within_budget(name, canvas, pool, budget):
+    return build_within_budget(lambda widths: MODELS[name].build((1, canvas, canvas), widths, 10, pool), budget)
+
+
 def layers(net, kinds):
     return [m for m in net.modules() if isinstance(m, kinds)]
 
@@ -64,7 +68,7 @@ def layers(net, kinds):
 @pytest.mark.parametrize("canvas", POOL)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_within_two_percent_of_the_budget_and_counts_as_by_hand(name, canvas, budget):
-    net, widths = build_within_budget(MODELS[name], (1, canvas, canvas), 10, POOL[canvas], budget)
+    net, widths = within_budget(name, canvas, POOL[canvas], budget)
     assert count_parameters(net) == parameters_by_hand(name, canvas, widths)
     assert abs(count_parameters(net) / budget - 1) <= 0.02
     assert abs(widths[0] - widths[1]) <= 4
@@ -73,13 +77,13 @@ def test_every_model_is_within_two_percent_of_the_budget_and_counts_as_by_hand(n
 def test_the_cnn_whose_parameters_are_the_budget_is_the_one_that_is_built():
     for canvas in POOL:
         budget = cnn_parameters(canvas, 64, 64)
-        assert build_within_budget(MODELS["cnn"], (1, canvas, canvas), 10, POOL[canvas], budget)[1] == (64, 64)
+        assert within_budget("cnn", canvas, POOL[canvas], budget)[1] == (64, 64)
 
 
 @pytest.mark.parametrize(("canvas", "budget", "at_least"), [(28, 208_586, 128), (42, 400_000, 128), (60, 400_000, 100)])
 def test_fully_connected_widths_are_the_papers_or_nearly_so_on_the_largest_canvas(canvas, budget, at_least):
     """128-256 units in the paper; behind an ST, whose output is pooled, there are more."""
-    _, widths = build_within_budget(MODELS["fcn"], (1, canvas, canvas), 10, POOL[canvas], budget)
+    _, widths = within_budget("fcn", canvas, POOL[canvas], budget)
     assert all(at_least <= w <= 256 for w in widths)
 
 
@@ -258,7 +262,7 @@ def test_padding_and_antialias_reach_the_transformer():
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name):
     def weights(seed):
         torch.manual_seed(seed)
-        return build_within_budget(MODELS[name], (1, 28, 28), 10, 1, 80_000)[0].state_dict()
+        return within_budget(name, 28, 1, 80_000)[0].state_dict()
 
     first, again, other = weights(3), weights(3), weights(4)
     assert first.keys() == again.keys()
@@ -269,7 +273,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name):
 
 def test_solving_for_the_widths_draws_no_random_numbers():
     torch.manual_seed(0)
-    _, widths = build_within_budget(MODELS["st_fcn_tps"], (1, 28, 28), 10, 1, 80_000)
+    _, widths = within_budget("st_fcn_tps", 28, 1, 80_000)
     after = torch.rand(3)
     torch.manual_seed(0)
     MODELS["st_fcn_tps"].build((1, 28, 28), widths, 10, 1)
@@ -283,7 +287,7 @@ def test_a_canvas_too_small_is_refused_in_one_line(name, side):
         MODELS[name].build((1, side, side), (4, 4), 10, 1)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="too small"):
-        build_within_budget(MODELS[name], (1, side, side), 10, 1, 80_000)
+        within_budget(name, side, 1, 80_000)
 
 
 def test_a_canvas_of_21_px_is_just_large_enough_for_the_cnn():

@@ -5,13 +5,13 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from stn.data.volumes import extrude, rotation_matrix
-from stn.nets.budget import count_parameters
-from stn.nets.volumes import VolumeArchitecture, VolumeLocalisation, build_within_budget
+from stn.nets.budget import build_within_budget, count_parameters
+from stn.nets.volumes import VolumeLocalisation, volume_network
 
 MODELS = {
-    "st3d_cnn": VolumeArchitecture(True, "affine3d"),
-    "projection_cnn": VolumeArchitecture(True),
-    "cnn3d": VolumeArchitecture(False),
+    "st3d_cnn": volume_network(True, "affine3d"),
+    "projection_cnn": volume_network(True),
+    "cnn3d": volume_network(False),
 }
 # By hand, for volumes of 32 and of 60: side of the CNN's last map, of the 3D CNN's, and of the localisation net's.
 CNN_MAP, CNN3D_MAP, LOCALISATION_MAP = {32: 3, 60: 10}, {32: 2, 60: 5}, {32: 4, 60: 4}
@@ -31,7 +31,7 @@ def parameters_by_hand(name, side, a, b):
 @pytest.mark.parametrize(("side", "budget"), [(32, 120_000), (32, 211_786), (60, 211_786)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_within_two_percent_of_the_budget_and_counts_as_by_hand(name, side, budget):
-    net, widths = build_within_budget(MODELS[name], (1, side, side, side), 10, budget)
+    net, widths = build_within_budget(lambda widths: MODELS[name]((1, side, side, side), widths, 10), budget)
     assert count_parameters(net) == parameters_by_hand(name, side, *widths)
     assert abs(count_parameters(net) / budget - 1) <= 0.02
 
@@ -39,7 +39,7 @@ def test_every_model_is_within_two_percent_of_the_budget_and_counts_as_by_hand(n
 @pytest.mark.parametrize("name", MODELS)
 def test_models_map_a_batch_to_logits_and_all_their_parameters_get_a_gradient(name):
     torch.manual_seed(0)
-    net = MODELS[name].build((2, 24, 24, 24), (8, 8), 7)
+    net = MODELS[name]((2, 24, 24, 24), (8, 8), 7)
     for module in net.modules():
         if hasattr(module, "regression"):  # away from the zero weights, which pass nothing on
             nn.init.normal_(module.regression.weight, std=0.01)
@@ -53,7 +53,7 @@ def test_models_map_a_batch_to_logits_and_all_their_parameters_get_a_gradient(na
 def test_an_untrained_network_classifies_the_mean_over_the_depth(name):
     """The transformer's slices then lie half-way between two of the volume, and so have the same mean."""
     torch.manual_seed(0)
-    net = MODELS[name].build((1, 24, 24, 24), (4, 4), 10)
+    net = MODELS[name]((1, 24, 24, 24), (4, 4), 10)
     volume = torch.rand(2, 1, 24, 24, 24)
     flat = torch.from_numpy(volume.numpy().mean(axis=2))
     classifier = net.classifier if name == "st3d_cnn" else net[1]
@@ -70,7 +70,7 @@ def test_the_transformer_can_turn_a_tilted_digit_to_the_viewer():
     shift, scale, size = torch.tensor([[0.1, -0.05, 0.08]]), (20 / 48, 8 / 48), (48, 48, 48)
     tilted = extrude(digit, rotation, shift, size, scale)
     upright = extrude(digit, torch.eye(3)[None], torch.zeros(1, 3), size, scale)
-    net = MODELS["st3d_cnn"].build((1, *size), (4, 4), 10)
+    net = MODELS["st3d_cnn"]((1, *size), (4, 4), 10)
     with torch.no_grad():
         theta = torch.cat([rotation, shift[:, :, None]], dim=2)
         net.transformer.regression.bias.copy_((theta - torch.eye(3, 4)).flatten())
@@ -95,12 +95,12 @@ def test_the_localisation_net_sees_a_small_volume(side, seen):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_volume_too_small_is_refused_in_one_line(name):
     with pytest.raises(ValueError, match="16x16 px is too small for this network") as error:
-        build_within_budget(MODELS[name], (1, 16, 16, 16), 10, 32)
+        build_within_budget(lambda widths: MODELS[name]((1, 16, 16, 16), widths, 10), 32)
     assert "\n" not in str(error.value)
 
 
 def test_a_network_that_there_is_none_of_is_refused():
     with pytest.raises(ValueError, match="must be null or, with projection: true, affine3d; got 'affine3d' with"):
-        VolumeArchitecture(False, "affine3d")
+        volume_network(False, "affine3d")
     with pytest.raises(ValueError, match="got 'tps' with projection: True"):
-        VolumeArchitecture(True, "tps")
+        volume_network(True, "tps")

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 from scipy.stats import circmean
 
-from stn.data.distortions import RotationParams, distortion
+from stn.data.distortions import distortion
 from stn.data.streams import Batch
 from stn.tasks.warp_statistics import (
     WarpStatistics,
@@ -358,9 +358,9 @@ def test_an_st_that_does_nothing_leaves_the_spread_and_the_wrong_sign_doubles_it
     nothing = summary_of(identity, image, labels, src_from_out)
     assert nothing["angle_std_after_deg"] == pytest.approx(nothing["angle_std_before_deg"], abs=1e-3)
     assert nothing["angle_kept"] == pytest.approx(1, abs=1e-5)
-    half = distortion("r").src_from_out(RotationParams(-params.rotation_deg / 2))
+    half = distortion("r").src_from_out(params._replace(rotation_deg=-params.rotation_deg / 2))
     assert summary_of(half, image, labels, src_from_out)["angle_kept"] == pytest.approx(0.5, abs=0.05)
-    small = RotationParams(params.rotation_deg / 10)
+    small = params._replace(rotation_deg=params.rotation_deg / 10)
     src_from_out = distortion("r").src_from_out(small)
     wrong = summary_of(src_from_out, image, labels, src_from_out)
     assert wrong["angle_std_after_deg"] == pytest.approx(2 * wrong["angle_std_before_deg"], rel=1e-3)
@@ -437,7 +437,7 @@ def test_two_transformers_that_each_undo_one_channel_stabilise_both():
     image = torch.zeros(40, 28, 28, dtype=torch.uint8)
     params = [rotate.sample(image, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     src_from_out = torch.stack([rotate.src_from_out(p) for p in params], dim=1)
-    undo = [rotate.src_from_out(RotationParams(-p.rotation_deg)) for p in params]
+    undo = [rotate.src_from_out(p._replace(rotation_deg=-p.rotation_deg)) for p in params]
     statistics = WarpStatistics()
     statistics.add(
         [warped_by(theta, torch.rand(40, 2, 28, 28)) for theta in undo],

@@ -3,7 +3,8 @@
 import pytest
 
 from stn.many.cost import OVERHEAD_FLOP, run_cost
-from stn.nets.mnist import Architecture, build_within_budget
+from stn.nets.budget import build_within_budget
+from stn.nets.mnist import Fcn
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def cost(settings_of):
 
 
 def test_the_cost_of_the_fcn_is_that_of_its_matrix_products(cost):
-    _, (a, b) = build_within_budget(Architecture("fcn"), (1, 28, 28), classes=10, pool=1, budget=round(0.57 * 208_586))
+    _, (a, b) = build_within_budget(lambda widths: Fcn((1, 28, 28), widths, 10), round(0.57 * 208_586))
     forward = 2 * (784 * a + a * b + b * 10)
     assert cost("mnist_r", "fcn", steps=10, batch_size=4) == 10 * 4 * (3 * forward + OVERHEAD_FLOP)
 

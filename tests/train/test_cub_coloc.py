@@ -9,7 +9,7 @@ from experiments.galleries import windows
 from stn.data.cub import load_cub
 from stn.data.errors import DataError
 from stn.families import build, cub_coloc, needs, prepare
-from stn.families.cub_coloc import data_folder, load_encoder, scenes
+from stn.families.cub_coloc import load_encoder, scenes, standin
 from stn.nets.backbones import backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
 from stn.nets.cub import MultiStreamTransformer
@@ -58,7 +58,7 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
     assert {"test/correct_searched_pct", "test/correct_fitted_pct"} <= metrics.keys()
 
     # the two baselines, by counting pixels
-    train = load_cub(data_folder(settings), "train", 48)
+    train = standin(settings).load(settings, "train", 48)
     boxes = scenes(train, [0, 1], n, 48).boxes_px.flatten(0, 1).round().long()
     truth = torch.zeros(len(boxes), 48, 48)
     for mask, (x0, y0, x1, y1) in zip(truth, boxes.tolist(), strict=True):
@@ -98,7 +98,7 @@ def test_a_species_may_have_fewer_unseen_photographs_than_training_ones(settings
         others = (birds.labels != 0).nonzero()[:, 0]
         return birds if split == "train" else birds.take(torch.cat([of_the_first, others]))
 
-    monkeypatch.setattr(cub_coloc, "load_cub", without_a_test_bird)
+    monkeypatch.setattr("stn.families.cub.load_cub", without_a_test_bird)
     scenes_of = build(settings).module.scenes
     assert [len(scenes_of[split].images) for split in ("train", "unseen")] == [n, n - 1]
 
@@ -106,7 +106,7 @@ def test_a_species_may_have_fewer_unseen_photographs_than_training_ones(settings
 def test_scenes_are_of_one_species_each_and_too_few_photographs_are_said(settings_of_birds):
     settings = settings_of_birds()
     prepare(settings)
-    train = load_cub(data_folder(settings), "train", 48)
+    train = standin(settings).load(settings, "train", 48)
     found = scenes(train, [1, 0], 3, 48)
     assert found.images.shape == (3, 2, 3, 48, 48)
     of_species_1 = (train.labels == 1).nonzero()[0, 0]

@@ -122,7 +122,7 @@ def test_an_interrupted_run_ends_at_the_same_numbers_with_dropout_too(monkeypatc
 def test_held_out_birds_are_training_birds_that_are_not_trained_on(cub_settings):
     stream = build(cub_settings("cub_224", "cub_cnn", "evaluate=heldout")).module.stream
     settings = cub_settings("cub_224", "cub_cnn")
-    folder = cub_family.data_folder(settings)
+    folder = cub_family.standin(settings).folder(settings)
     everything = load_cub(folder, "train", 32)
     fitted, heldout = (set(birds.offsets.tolist()) for birds in (stream.train, stream.test))
     assert not fitted & heldout

@@ -15,7 +15,7 @@ from stn import families
 from stn.data.streams import Batch
 from stn.results.records import read_record
 from stn.tasks.classification import Classification
-from stn.tasks.data_parallel import Part
+from stn.tasks.data_parallel import BatchSlice
 from stn.train.stopped import OutOfTime
 from tests.tiny import SGD, STEP, run
 from tests.train import two_processes
@@ -104,11 +104,11 @@ def test_a_run_that_diverges_in_two_processes_is_recorded_once(pairs):
 
 def test_parts_are_the_batch_and_overlap_nowhere():
     batch = Batch(torch.arange(6.0).view(6, 1, 1, 1), torch.arange(6))
-    parts = [Part(rank, 3).of(batch) for rank in range(3)]
+    parts = [BatchSlice(rank, 3).of(batch) for rank in range(3)]
     assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
     assert parts[0].parts is None
-    assert Part().of(batch) is batch
+    assert BatchSlice().of(batch) is batch
 
 
 def test_batch_norm_of_one_process_is_torchs():
@@ -117,7 +117,7 @@ def test_batch_norm_of_one_process_is_torchs():
     try:
         images = torch.randn(6, 3, 5, 4, dtype=torch.float64, requires_grad=True)
         results = []
-        for part in (Part(), Part(0, 2)):
+        for part in (BatchSlice(), BatchSlice(0, 2)):
             layer = nn.BatchNorm2d(3).double()
             layer.load_state_dict({**layer.state_dict(), "weight": torch.tensor([1.0, 2.0, 0.5])})
             with part.batch_norm():
@@ -126,7 +126,7 @@ def test_batch_norm_of_one_process_is_torchs():
             results.append((out, gradient, layer.running_mean, layer.running_var, layer.eval()(images)))
         for ours, theirs in zip(*reversed(results), strict=True):
             torch.testing.assert_close(ours, theirs)
-        with Part(0, 2).batch_norm():
+        with BatchSlice(0, 2).batch_norm():
             assert nn.BatchNorm2d(3)(images.detach().bfloat16()).dtype == torch.bfloat16
     finally:
         torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from stn.nets.colocalisation import Localisers, WindowBounds
 from stn.nets.cub import MultiStreamTransformer
 from stn.nets.mnist import Architecture, Cnn
 from stn.nets.svhn import NumberReader
-from stn.nets.volumes import VolumeArchitecture
+from stn.nets.volumes import volume_network
 from stn.tasks.birds import WindowStatistics
 from stn.tasks.classification import Classification
 from stn.tasks.colocalisation import Colocalisation, Scenes
@@ -53,7 +53,7 @@ def addition(digits):
 
 
 def mnist3d(digits):
-    net = VolumeArchitecture(True, "affine3d").build((1, 28, 28, 28), (4, 4), 10)
+    net = volume_network(True, "affine3d")((1, 28, 28, 28), (4, 4), 10)
     return classification(net, ExtrudedDigits(digits, digits, 28), VolumeStatistics)
 
 

@@ -157,9 +157,7 @@ def birds(tmp_path, monkeypatch):
     photographs = sorted(str(p.relative_to(whole)) for k in (1, 4) for p in (whole / "images").glob(f"00{k}.*/*.jpg"))
     part = listed(whole, [*FORMS, *photographs])
     monkeypatch.setattr(cub_family, "read_part", lambda name: part)
-    monkeypatch.setattr("stn.families.cub_coloc.read_part", lambda name: part)
-    for module in ("cub", "cub_coloc"):
-        monkeypatch.setattr(f"stn.families.{module}.PART", "toy")
+    monkeypatch.setattr(cub_family, "PART", "toy")
     monkeypatch.setattr(cub_family, "PART_CLASSES", 2)
 
     def make(task, model, **recipe):

@@ -7,6 +7,7 @@ raises for anything torn; after a kill each part must be as an uninterrupted cal
 import hashlib
 import json
 import random
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -122,11 +123,18 @@ def reproduce(digits: Path) -> None:
 # -- data -----------------------------------------------------------------------------------------------------------
 
 
+def write_archive(folder: Path, archive: Path) -> Path:
+    """The .tar.gz of a split folder, its members under the folder's name as in the official archives."""
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        tar.add(folder, folder.name)
+    return archive
+
+
 def prepare_svhn() -> None:
     """Draws a split, unpacks an archive of it beside it, cuts out its numbers."""
     from stn.data.download import extract_tar
     from stn.data.svhn_crops import build_crops
-    from stn.data.svhn_standin import write_archive, write_standin
+    from stn.data.svhn_standin import write_standin
 
     split = write_standin(Path("drawn/train"), 60, 1)
     archive = Path("train.tar.gz")
@@ -138,7 +146,7 @@ def prepare_svhn() -> None:
 
 def prepare_birds() -> None:
     """Draws birds, decodes them into a cache."""
-    from stn.data.cub import read_annotations
+    from stn.data.cub_annotations import read_annotations
     from stn.data.cub_images import cache_images
     from stn.data.cub_standin import write_standin
 

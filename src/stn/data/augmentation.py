@@ -1,4 +1,4 @@
-"""Training crops of house numbers, moved, zoomed and lit anew in each step: a small set is learned by heart."""
+"""Training crops of house numbers, moved, zoomed and relit in each step: a small set would be memorised."""
 
 from typing import NamedTuple
 

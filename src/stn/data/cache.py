@@ -1,4 +1,4 @@
-"""Folders that are made from something else, once: whole under their own name, noticed when stale or damaged."""
+"""Folders that are derived from something else, once: whole under their name, made again when stale or damaged."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stn.data.errors import DataError
-from stn.data.staging import staging
+from stn.data.staging import new_folder
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def make_cache(
 ) -> Path:
     """`folder`, made by `write` unless it is there, made from the same `source`, and whole.
 
-    `write` fills an empty folder with files of these names and returns what manifest.json shall say besides.
+    `write` fills an empty folder with files of these names and returns what else goes into manifest.json.
     `checksums=False` compares only the sizes of the files that are there.
     Raises: DataError when something else has the folder's name, or it cannot be written.
     """
@@ -38,21 +38,14 @@ def make_cache(
         raise DataError(f"{folder} is no cache, but in its place{_named(others)}: move it away")
     log.info("%s %s: made anew", folder, problem)
     try:
-        with staging(folder.parent, ".cache-") as temporary:
-            fresh = temporary / "fresh"
-            fresh.mkdir()
+        with new_folder(folder, ".cache-", lambda: not cache_problem(folder, source, checksums=False)) as fresh:
             manifest = {"source": source, **write(fresh)}
             files = {
                 path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(fresh.iterdir())
             }
             (fresh / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n", encoding="utf-8")
             with suppress(FileNotFoundError):
-                os.rename(folder, temporary / "old")
-            try:
-                os.rename(fresh, folder)
-            except OSError:
-                if cache_problem(folder, source, checksums=False):  # else another process was faster
-                    raise
+                os.rename(folder, fresh.with_name("old"))
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder

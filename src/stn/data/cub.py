@@ -10,25 +10,11 @@ import torch
 from torch import Tensor
 
 from stn.data.cache import cache_problem
-from stn.data.cub_annotations import PART_MARK, Annotations, read_annotations
+from stn.data.cub_annotations import PART_MARK, read_annotations
 from stn.data.cub_images import cache_images, images_source, open_cache
 from stn.data.download import extract_tar, fetch, verify
 from stn.data.errors import DataError
 from stn.data.subset import Part, check_part, place_part, source_folders
-
-__all__ = [
-    "Annotations",
-    "Birds",
-    "Crops",
-    "center_crop",
-    "expect_cub",
-    "fetch_cub",
-    "load_cub",
-    "prepare_cub",
-    "prepare_cub_part",
-    "random_crop_flip",
-    "read_annotations",
-]
 
 ARCHIVE = "CUB_200_2011.tgz"
 ARCHIVE_MD5 = "97eceeb196236b17998738112f37df78"

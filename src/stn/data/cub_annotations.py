@@ -5,7 +5,6 @@ Format (README of the data set): one record a line, fields separated by blanks, 
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,12 +180,9 @@ def _number(text: str) -> float:
 def _byte_counts(folder: Path, files: tuple[str, ...]) -> list[int]:
     """Of every image: by listing the class folders once, not by asking for each file."""
     try:
-        listed = {}
-        for class_folder in sorted({file.split("/")[0] for file in files}):
-            if (folder / class_folder).is_dir():
-                with os.scandir(folder / class_folder) as entries:
-                    listed.update({f"{class_folder}/{e.name}": e.stat().st_size for e in entries if e.is_file()})
-    except (OSError, ValueError) as error:
+        images = (path for path in folder.glob("*/*") if path.is_file())
+        listed = {f"{path.parent.name}/{path.name}": path.stat().st_size for path in images}
+    except OSError as error:
         raise DataError(f"cannot read {folder}: {error}") from error
     missing = [file for file in files if file not in listed]
     if missing:

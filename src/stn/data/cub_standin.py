@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stn.data.cub import ROOT
 from stn.data.cub_annotations import FORMS
 from stn.data.cub_standin_drawing import (
     BEAKS,
@@ -28,10 +29,9 @@ from stn.data.cub_standin_drawing import (
     HeadMarks,
     draw_picture,
 )
-from stn.data.download import progress_bar
 from stn.data.standin import make_standin
+from stn.progress import Bar
 
-ROOT = "CUB_200_2011"
 GREY_SHARE = 0.01  # of the images, saved without colour; CUB has a few
 MAX_CLASSES = 200
 VERSION = 2  # to be raised when the same arguments give other pictures
@@ -82,7 +82,7 @@ def _write(root: Path, kinds: list[Species], n_per_class: int, seed: int, size_p
     lines = {name: [] for name in FORMS}
     lines["classes.txt"] = [f"{k} {kind.name}" for k, kind in enumerate(kinds, start=1)]
     lines["parts/parts.txt"] = [f"{p} {name}" for p, name in enumerate(PART_NAMES, start=1)]
-    with progress_bar(f"drawing birds, {len(kinds)} species", len(kinds) * n_per_class) as set_done:
+    with Bar(len(kinds) * n_per_class, f"drawing birds, {len(kinds)} species") as bar:
         for k, i in itertools.product(range(len(kinds)), range(n_per_class)):
             image_id, kind = k * n_per_class + i + 1, kinds[k]
             rng = np.random.default_rng((seed, 1, k, i))
@@ -100,7 +100,7 @@ def _write(root: Path, kinds: list[Species], n_per_class: int, seed: int, size_p
                 f"{image_id} {p} {x:.2f} {y:.2f} {int(visible)}"
                 for p, (x, y, visible) in enumerate(picture.parts, start=1)
             ]
-            set_done(image_id)
+            bar.update(image_id)
     for name, content in lines.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("\n".join(content) + "\n", encoding="utf-8")

@@ -21,25 +21,7 @@ from stn.data.cub_standin_scene import (
     leaves,
 )
 
-# The 15 parts of parts/parts.txt, in its order.
-PART_NAMES = (
-    "back",
-    "beak",
-    "belly",
-    "breast",
-    "crown",
-    "forehead",
-    "left eye",
-    "left leg",
-    "left wing",
-    "nape",
-    "right eye",
-    "right leg",
-    "right wing",
-    "tail",
-    "throat",
-)
-# Where they are on the body, and, from the middle of the head, on the head. An eye, leg or wing on the near side.
+# Where parts are on the body, and, from the middle of the head, on the head. An eye, leg or wing on the near side.
 BODY_PARTS = {"back": (-0.12, -0.24), "belly": (0.0, 0.22), "breast": (0.33, 0.10), "wing": (-0.14, -0.02)}
 HEAD_PARTS = {
     "beak": (0.27, 0.02),
@@ -49,6 +31,9 @@ HEAD_PARTS = {
     "nape": (-0.16, 0.04),
     "throat": (0.10, 0.16),
 }
+PAIRED = [f"{side} {part}" for side in ("left", "right") for part in ("eye", "leg", "wing")]
+# The 15 parts of parts/parts.txt, in its order, which is the alphabet's.
+PART_NAMES = tuple(sorted({*BODY_PARTS, *HEAD_PARTS, *PAIRED, "tail"} - {"eye", "wing"}))
 # Plumages, drawn per picture whatever the class: back, belly, wing. Then what classes are told apart by.
 PLUMAGES = (
     ((122, 92, 62), (206, 184, 150), (92, 70, 48)),

@@ -52,14 +52,14 @@ def leaves(
     centre_px: tuple[float, float], unit_px: float, rng: np.random.Generator
 ) -> list[tuple[tuple, tuple[int, int, int]]]:
     """Up to four leaves in front: ellipses (x, y, radius, radius, turn in degrees) and their colours."""
-    found = []
+    shapes = []
     for _ in range(rng.integers(5)):
         x, y = np.array(centre_px) + rng.normal(0, 0.5, 2) * unit_px
         long = rng.uniform(0.08, 0.18) * unit_px
         green = rng.uniform(90, 160)
         colour = (int(green * rng.uniform(0.4, 0.9)), int(green), int(green * 0.4))
-        found.append(((x, y, long, long * rng.uniform(0.4, 0.6), rng.uniform(0, 180)), colour))
-    return found
+        shapes.append(((x, y, long, long * rng.uniform(0.4, 0.6), rng.uniform(0, 180)), colour))
+    return shapes
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn_deg: float, n: int = 28) -> np.ndarray:

@@ -18,7 +18,9 @@ import h5py
 import numpy as np
 from h5py import h5d, h5r, h5s, h5t
 
-from stn.data.errors import DataError
+from stn.data.cache import sha256
+from stn.data.errors import DataError, one_line
+from stn.data.staging import staging
 
 FIELDS = (b"label", b"left", b"top", b"width", b"height")
 MAX_NAME = 64  # characters; more is damage
@@ -74,7 +76,7 @@ def read_digit_struct(path: str | Path) -> list[HouseNumber]:
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing") from error
     except H5_ERRORS as error:
-        raise DataError(f"{path} is truncated, corrupt or no MATLAB 7.3 digitStruct ({_one_line(error)})") from error
+        raise DataError(f"{path} is truncated, corrupt or no MATLAB 7.3 digitStruct ({one_line(error)})") from error
 
 
 def read_box_table(path: str | Path) -> dict[str, HouseNumber]:
@@ -87,14 +89,15 @@ def read_box_table(path: str | Path) -> dict[str, HouseNumber]:
                 rows.setdefault(row["name"], []).append(values)
         return {name: _of_table(name, np.array(table)) for name, table in rows.items()}
     except (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, csv.Error, DataError) as error:
-        raise DataError(f"{path} is no table of boxes ({_one_line(error)})") from error
+        raise DataError(f"{path} is no table of boxes ({one_line(error)})") from error
 
 
-def cached_digit_struct(path: Path, table: Path, sha256: str, temporary: Path) -> list[HouseNumber]:
-    """`read_digit_struct(path)`, kept as `table`, an .npz, which is made in the folder `temporary` and then renamed."""
+def cached_digit_struct(path: Path, table: Path) -> list[HouseNumber]:
+    """`read_digit_struct(path)`, read once and then kept as `table`, an .npz."""
+    source = f"{sha256(path)} {FORMAT}"
     try:
         with open(table, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            if stored["source"] == f"{sha256} {FORMAT}":
+            if stored["source"] == source:
                 ends = np.cumsum(stored["lengths"])[:-1]
                 parts = (np.split(stored[name], ends) for name in ("labels", "boxes"))
                 rows = zip(stored["names"].tolist(), *parts, strict=True)
@@ -105,8 +108,9 @@ def cached_digit_struct(path: Path, table: Path, sha256: str, temporary: Path) -
     names, labels, boxes = zip(*numbers, strict=True)
     lengths = np.array([len(row) for row in labels])
     columns = {"names": np.array(names), "lengths": lengths, "labels": np.concatenate(labels)}
-    np.savez(temporary / "numbers.npz", source=f"{sha256} {FORMAT}", boxes=np.concatenate(boxes), **columns)
-    os.replace(temporary / "numbers.npz", table)
+    with staging(table.parent, ".numbers-") as temporary:
+        np.savez(temporary / "numbers.npz", source=source, boxes=np.concatenate(boxes), **columns)
+        os.replace(temporary / "numbers.npz", table)
     return numbers
 
 
@@ -124,7 +128,7 @@ def _numbers(file: h5py.File) -> Iterator[HouseNumber]:
         try:
             yield _number(name, _open(bbox, file.id), file.id)
         except (DataError, *H5_ERRORS) as error:
-            raise DataError(f"{name!r} has no readable boxes ({_one_line(error)})") from error
+            raise DataError(f"{name!r} has no readable boxes ({one_line(error)})") from error
 
 
 def _name(codes: np.ndarray) -> str:
@@ -172,7 +176,3 @@ def _read(dataset: h5d.DatasetID, dtype: np.dtype | type, most: int) -> np.ndarr
     values = np.empty(dataset.shape, dtype=dtype)
     dataset.read(h5s.ALL, h5s.ALL, values)
     return values.ravel()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -11,24 +11,21 @@ import http.client
 import json
 import logging
 import os
-import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from stn.data.errors import DataError
-from stn.data.staging import staging
-
-LINE_EVERY_S = 60.0  # of progress, where there is no terminal
+from stn.data.errors import DataError, one_line
+from stn.data.staging import new_folder
+from stn.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +65,7 @@ def fetch(urls: Sequence[str], target: Path, md5: str, size: int | None = None) 
                     log.info("%s from %s", target, url)
                     return target
     except OSError as error:
-        raise DataError(f"{target.name}: cannot write to {target.parent}: {_one_line(error)}") from error
+        raise DataError(f"{target.name}: cannot write to {target.parent}: {one_line(error)}") from error
     shown = f"md5 {md5}" if size is None else f"{size} bytes, md5 {md5}"
     tried = "; ".join(failures) or "no address given"
     raise DataError(f"{target.name}: no source gives it; put it at {target} ({shown}) [tried {tried}]")
@@ -79,7 +76,7 @@ def verify(path: Path, md5: str, size: int | None = None) -> Path:
     try:
         wrong = _mismatch(path, md5, size)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from error
     if wrong:
         raise DataError(f"{path} is truncated, corrupt or not the right file ({wrong}): delete or replace it")
     return path
@@ -97,25 +94,21 @@ def extract_tar(archive: Path, folder: Path, root: str) -> Path:
     if folder.exists():
         raise DataError(f"{folder} was not extracted whole from {archive.name}: delete it or move it away")
     try:
-        with staging(folder.parent, ".extracting-") as temporary:
+        with new_folder(folder, ".extracting-", lambda: is_extracted(folder)) as fresh:
+            unpacked = fresh.with_name("unpacked")
             with tarfile.open(archive, "r:gz") as tar:
-                tar.extractall(temporary, filter="data")
-            tree = temporary / root
-            if not tree.is_dir():
+                tar.extractall(unpacked, filter="data")
+            if not (unpacked / root).is_dir():
                 raise DataError(f"{archive} has no files under {root}/")
-            marker = dict(zip(("files", "bytes"), _count(tree), strict=True))
-            (tree / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n", encoding="utf-8")
-            try:
-                os.rename(tree, folder)
-            except OSError:
-                if not is_extracted(folder):  # else another process was faster
-                    raise
+            os.rename(unpacked / root, fresh)
+            marker = dict(zip(("files", "bytes"), _count(fresh), strict=True))
+            (fresh / MARKER).write_text(json.dumps({"archive": archive.name, **marker}) + "\n", encoding="utf-8")
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise DataError(
-            f"{archive} is truncated, corrupt or not a .tar.gz ({_one_line(error)}): delete or replace it"
+            f"{archive} is truncated, corrupt or not a .tar.gz ({one_line(error)}): delete or replace it"
         ) from error
     except OSError as error:
-        raise DataError(f"{archive} cannot be extracted into {folder}: {_one_line(error)}") from error
+        raise DataError(f"{archive} cannot be extracted into {folder}: {one_line(error)}") from error
     return folder
 
 
@@ -136,30 +129,6 @@ def _count(folder: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def progress_bar(description: str, total: int | None, *columns) -> Iterator:
-    """Yields `set_done(n)`; the bar goes to standard error; where that is no terminal, a line a minute."""
-    if not sys.stderr.isatty():
-        yield _lines(description, total)
-        return
-    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*shown, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda done: progress.update(task, completed=done)
-
-
-def _lines(description: str, total: int | None) -> Callable[[int], None]:
-    said_at = time.monotonic()
-
-    def set_done(done: int) -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at >= LINE_EVERY_S:
-            said_at = time.monotonic()
-            print(f"{description}: {done / total:.0%}" if total else f"{description}: {done}", file=sys.stderr)
-
-    return set_done
-
-
-@contextmanager
 def _locked(part: Path) -> Iterator[BinaryIO]:
     """`part` opened for appending by this process alone; removed at the end when nothing is in it."""
     while True:
@@ -176,7 +145,7 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
 
 
 class _WrongFile(DataError):
-    """What came is not the file, as against: did not come whole."""
+    """What came is another file, as opposed to an incomplete one."""
 
 
 def _download_verified(url: str, file: BinaryIO, name: str, md5: str, size: int | None) -> None:
@@ -197,13 +166,13 @@ def _download_verified(url: str, file: BinaryIO, name: str, md5: str, size: int 
 def _download(url: str, file: BinaryIO, name: str, size: int | None) -> None:
     """Appends to `file` what is missing, with as many requests as the connection needs."""
     stalls = 0
-    with progress_bar(name, size, DownloadColumn(), TransferSpeedColumn()) as set_done:
+    with Bar(size, name, DownloadColumn(), TransferSpeedColumn()) as bar:
         for _ in range(MAX_REQUESTS):
             before = file.seek(0, os.SEEK_END)
             if size is not None and before == size:
                 return
             try:
-                return _append(url, file, size, set_done)
+                return _append(url, file, size, bar)
             except urllib.error.HTTPError as error:
                 error.close()
                 if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and before:
@@ -212,7 +181,7 @@ def _download(url: str, file: BinaryIO, name: str, size: int | None) -> None:
                     raise DataError(f"HTTP {error.code} {error.reason}") from error
                 reason = f"HTTP {error.code}"
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = _one_line(error)
+                reason = one_line(error)
             file.flush()
             stalls = stalls + 1 if file.tell() <= before else 0
             if stalls >= MAX_STALLS:
@@ -221,7 +190,7 @@ def _download(url: str, file: BinaryIO, name: str, size: int | None) -> None:
     raise DataError(f"stopped at {file.seek(0, os.SEEK_END)} bytes ({reason})")
 
 
-def _append(url: str, file: BinaryIO, size: int | None, set_done) -> None:
+def _append(url: str, file: BinaryIO, size: int | None, bar: Bar) -> None:
     have = file.tell()
     headers = {"User-Agent": "stn-replication"}  # some sites refuse that of Python
     request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={have}-"} if have else {}))
@@ -237,7 +206,7 @@ def _append(url: str, file: BinaryIO, size: int | None, set_done) -> None:
             raise _WrongFile(f"{end} bytes announced, expected {size}")
         while chunk := reply.read(CHUNK_BYTES):
             file.write(chunk)
-            set_done(file.tell())
+            bar.update(file.tell())
             if size is not None and file.tell() > size:
                 raise _WrongFile(f"more than {size} bytes")
     if end is not None and file.tell() < end:
@@ -251,7 +220,3 @@ def _mismatch(path: Path, md5: str, size: int | None) -> str:
     with open(path, "rb") as file:
         got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     return "" if got == md5 else f"md5 {got}, expected {md5}"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -61,7 +61,7 @@ def prepare_mnist(data_dir: str | Path) -> Path:
 
     It is `data_dir` itself when all four lie there, else `data_dir`/MNIST/raw; both may also hold them as .gz.
     Raises: DataError naming a file of the user's that is not what it should be (it is never replaced), or, when no
-    source can be reached, saying what to put where.
+    source can be reached, saying which files to put where.
     """
     data_dir = Path(data_dir)
     complete = _complete_folder(data_dir)

@@ -1,10 +1,10 @@
-"""Temporary folders beside what they become, and the end of those that killed processes left."""
+"""Temporary folders beside what they become, and the removal of those that killed processes left."""
 
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +32,23 @@ def staging(parent: Path, prefix: str) -> Iterator[Path]:
                 pass  # no locks here
         held.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
+
+
+@contextmanager
+def new_folder(folder: Path, prefix: str, whole: Callable[[], object]) -> Iterator[Path]:
+    """An empty folder beside `folder`, which gets its name in the end.
+
+    Where the name is taken by then and the folder is `whole`, another process was faster: its folder stays.
+    """
+    with staging(folder.parent, prefix) as temporary:
+        fresh = temporary / "fresh"
+        fresh.mkdir()
+        yield fresh
+        try:
+            os.rename(fresh, folder)
+        except OSError:
+            if not whole():
+                raise
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Folders of drawn pictures in a real data set's format, marked, so that no reader takes them for the real ones."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stn.data.errors import DataError
-from stn.data.staging import staging
+from stn.data.staging import new_folder
 
 STANDIN_MARK = "standin.json"
 
@@ -20,22 +19,16 @@ def make_standin(folder: Path, mark: dict[str, Any], draw: Callable[[Path], None
     if folder.exists():
         return _check(folder, mark)
     try:
-        with staging(folder.parent, ".standin-") as temporary:
-            fresh = temporary / "fresh"
-            fresh.mkdir()
+        with new_folder(folder, ".standin-", lambda: _check(folder, mark)) as fresh:
             draw(fresh)
             (fresh / STANDIN_MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
-            try:
-                os.replace(fresh, folder)
-            except OSError:
-                return _check(folder, mark)  # another process was faster
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
 
 
 def read_mark(folder: Path) -> dict[str, Any] | None:
-    """What stand-in a folder holds; None where it is not one."""
+    """Which stand-in a folder holds; None where it holds none."""
     try:
         mark = json.loads((folder / STANDIN_MARK).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -46,8 +39,7 @@ def read_mark(folder: Path) -> dict[str, Any] | None:
 
 
 def _check(folder: Path, mark: dict[str, Any]) -> Path:
-    if (found := read_mark(folder) if folder.is_dir() else None) != mark:
-        raise DataError(
-            f"{folder} holds {found or 'something else'}, not the stand-in {mark}: delete it or move it away"
-        )
+    its = read_mark(folder) if folder.is_dir() else None
+    if its != mark:
+        raise DataError(f"{folder} holds {its or 'something else'}, not the stand-in {mark}: delete it or move it away")
     return folder

@@ -111,7 +111,7 @@ class DistortedDigits(DigitStream):
         return Batch(self.distortion.apply(digits, parameters), labels, labels[:, None], src_from_out)
 
 
-class AddedDigits(DigitStream):
+class AddedDigits(DistortedDigits):
     """MNIST addition (App. A.1): two channels, a digit in each under its own distortion; the label is their sum.
 
     Test: digit i with a partner that differs from draw to draw, and is the same for every model.
@@ -119,11 +119,6 @@ class AddedDigits(DigitStream):
 
     channels = 2
     classes = 19
-
-    def __init__(self, distortion, train: Digits, test: Digits) -> None:
-        super().__init__(train, test)
-        self.distortion = distortion
-        self.shape = (self.channels, *distortion.canvas)
 
     def draw(self, n: int, generator: torch.Generator) -> Batch:
         index = torch.stack([self._choose(n, generator), self._choose(n, generator)], dim=1)
@@ -148,11 +143,3 @@ class AddedDigits(DigitStream):
 
 
 STREAMS = {"distorted": DistortedDigits, "added": AddedDigits}
-
-
-def stream_class(task: dict) -> type[DistortedDigits] | type[AddedDigits]:
-    """What a task of the mnist family feeds its network (conf/task/*.yaml, key `stream`, by default `distorted`)."""
-    name = task.get("stream", "distorted")
-    if name not in STREAMS:
-        raise ValueError(f"task.stream must be one of {tuple(STREAMS)}, got {name!r}")
-    return STREAMS[name]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from stn.data.download import progress_bar
 from stn.data.errors import DataError
-from stn.data.staging import staging
+from stn.data.staging import new_folder
+from stn.progress import Bar
 
 SOURCES_VARIABLE = "STN_DATA"  # folders to look in, separated as in PATH
 NEARBY = Path("../shared/data")
@@ -49,7 +49,7 @@ def read_part(name: str, folder: str | Path = LISTS) -> Part:
 
 
 def source_folders(data_dir: str | Path) -> list[Path]:
-    """Where the files of a part are sought."""
+    """Where the files of a part are looked for."""
     named = [Path(folder) for folder in os.environ.get(SOURCES_VARIABLE, "").split(os.pathsep) if folder]
     return [Path(data_dir), *named, NEARBY]
 
@@ -68,32 +68,24 @@ def place_part(part: Part, roots: Sequence[Path], folder: Path, complete: Callab
                 f"{', '.join(map(str, roots))}: put the official archives or files there, or their folder into the "
                 f"environment variable {SOURCES_VARIABLE}"
             )
-        with (
-            staging(folder.parent, ".part-") as temporary,
-            progress_bar(f"copying {part.name}", len(places)) as set_done,
-        ):
-            tree = temporary / "tree"
+        with new_folder(folder, ".part-", folder.exists) as tree, Bar(len(places), f"copying {part.name}") as bar:
             for k, (name, place) in enumerate(places.items(), start=1):
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(place, tree / name)
                 _check(part, name, tree / name, shown=place)
-                set_done(k)
+                bar.update(k)
             complete(tree)
-            try:
-                os.rename(tree, folder)
-            except OSError:
-                if not folder.exists():  # else another process was faster
-                    raise
     return folder
 
 
-def check_part(part: Part, folder: Path, besides: Sequence[str], placed: Path | None = None) -> None:
+def check_part(part: Part, folder: Path, besides: Sequence[str], within: Sequence[str] = (".",)) -> None:
     """Raises: DataError when `folder` does not hold exactly the part's files and those named `besides`.
 
-    `placed` is what `place_part` made, where that is not the folder itself.
+    `within`: the folders in it that are looked at.
     """
-    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    advice = f"delete {placed or folder}, and it is made anew"
+    paths = (path for place in within for path in (folder / place).rglob("*"))
+    present = {str(path.relative_to(folder)) for path in paths if path.is_file()}
+    advice = f"delete {folder}, and it is made anew"
     if missing := sorted(part.files.keys() - present):
         raise DataError(f"data=subset: {folder / missing[0]} is missing: {advice}")
     if extra := sorted(present - part.files.keys() - set(besides)):

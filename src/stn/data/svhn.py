@@ -2,7 +2,7 @@
 
     SVHN/train.tar.gz → SVHN/train/{1.png, …, digitStruct.mat} → SVHN/crops/train_64/{images,labels,lengths}.npy
 
-Each arrow makes its result beside its final name and renames it, so what has the name is whole. "extra" as "train".
+Each arrow makes its result beside its final name and renames it, so what has its name is whole. The same for "extra".
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class NumberCrops:
     Shapes: images (N, size_px, size_px, 3) uint8, RGB, mapped from disk until copied; labels (N, 5) int64: digits 0..9
     from the left, then 10 = none, or all -100 where there are more than five; lengths (N,) int64, their number;
     boxes_px (N, 5, 4) float32: x0, y0, x1, y1 of each digit in px of the crop, 0 for none. standin: drawn pictures, not
-    SVHN. source_pictures: with those that were skipped.
+    SVHN. source_pictures: their number, counting those that were skipped.
     """
 
     images: Tensor
@@ -65,7 +65,6 @@ def prepare_svhn(data_dir: str | Path, splits: Sequence[str] = ("train", "test",
     data_dir = Path(data_dir)
     folders = {}
     for split in splits:
-        _check_split("prepare_svhn", split)
         folder = _split_folder(data_dir, split)
         if folder is None:
             _check_labels_are_there(data_dir, split)
@@ -100,8 +99,7 @@ def prepare_svhn_part(part: Part, data_dir: str | Path) -> Path:
             size, md5 = ARCHIVES[split]
             extract_tar(verify(archive, md5, size), data_dir / "SVHN" / split, root=split)
     place_part(part, roots, folder / "SVHN", write_boxes)
-    for split in splits:
-        check_part(_of_split(part, split), folder / "SVHN" / split, ["digitStruct.mat"], folder / "SVHN")
+    check_part(part, folder / "SVHN", [f"{split}/digitStruct.mat" for split in splits], splits)
     sha256 = _boxes_sha256({split: numbers_of(folder / "SVHN" / split, folder / "SVHN" / "crops") for split in splits})
     if sha256 != part.checksums["boxes_sha256"]:
         raise DataError(
@@ -116,17 +114,10 @@ def _boxes_sha256(numbers: dict[str, list[HouseNumber]]) -> str:
     digest = hashlib.sha256()
     for split, of_split in numbers.items():
         for number in of_split:
-            digits = [
-                f"{label} {' '.join(f'{value:g}' for value in box)}"
-                for label, box in zip(number.labels, number.boxes, strict=True)
-            ]
+            rows = zip(number.labels, number.boxes, strict=True)
+            digits = [" ".join([str(label), *(f"{value:g}" for value in box)]) for label, box in rows]
             digest.update(f"{split}/{number.name}: {', '.join(digits)}\n".encode())
     return digest.hexdigest()
-
-
-def _of_split(part: Part, split: str) -> Part:
-    files = {name.removeprefix(f"{split}/"): md5 for name, md5 in part.files.items() if name.startswith(f"{split}/")}
-    return replace(part, files=files)
 
 
 def _boxes_of(names: Sequence[str], split: str, roots: Sequence[Path]) -> list[HouseNumber]:
@@ -150,7 +141,6 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
     The first call builds the cache in `data_dir`/SVHN/crops, which is enough from then on: the pictures may go.
     Raises: DataError when the split has not been prepared or is not what it should be.
     """
-    _check_split("load_svhn", split)
     data_dir = Path(data_dir)
     cache = data_dir / "SVHN" / "crops" / f"{split}_{size_px}"
     folder = _split_folder(data_dir, split)
@@ -203,12 +193,9 @@ def holdout(train: NumberCrops, n: int = 5000) -> tuple[NumberCrops, NumberCrops
     return part(slice(None, -n)), part(slice(-n, None))
 
 
-def _check_split(caller: str, split: str) -> None:
-    if split not in ARCHIVES:
-        raise ValueError(f"{caller}: split must be one of {tuple(ARCHIVES)}, got {split!r}")
-
-
 def _split_folder(data_dir: Path, split: str) -> Path | None:
+    if split not in ARCHIVES:
+        raise ValueError(f"split must be one of {tuple(ARCHIVES)}, got {split!r}")
     places = (data_dir / "SVHN" / split, data_dir / split)
     return next((place for place in places if (place / "digitStruct.mat").is_file()), None)
 

@@ -13,10 +13,9 @@ from PIL import Image
 
 from stn.data.cache import MANIFEST, make_cache, sha256
 from stn.data.digit_struct import HouseNumber, cached_digit_struct
-from stn.data.download import progress_bar
 from stn.data.errors import DataError
-from stn.data.staging import staging
 from stn.data.standin import read_mark
+from stn.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checks
 
 
 def crops_source(size_px: int) -> dict[str, Any]:
-    """What crops depend on besides the pictures. Raises: ValueError for a size that there is not."""
+    """What crops depend on besides the pictures. Raises: ValueError for an unknown size."""
     if size_px not in EXTENT:
         raise ValueError(f"SVHN: size_px must be one of {tuple(EXTENT)}, got {size_px!r}")
     return {"version": CACHE_VERSION, "size_px": size_px, "extent": EXTENT[size_px]}
@@ -59,9 +58,7 @@ def crops_source(size_px: int) -> dict[str, Any]:
 
 def numbers_of(split_dir: Path, folder: Path) -> list[HouseNumber]:
     """What digitStruct.mat of a split says, read once and then kept in `folder`."""
-    path = split_dir / "digitStruct.mat"
-    with staging(folder, ".numbers-") as temporary:
-        return cached_digit_struct(path, folder / f"{split_dir.name}_numbers.npz", sha256(path), temporary)
+    return cached_digit_struct(split_dir / "digitStruct.mat", folder / f"{split_dir.name}_numbers.npz")
 
 
 class Crop(NamedTuple):
@@ -143,7 +140,7 @@ def _write_crops(split_dir: Path, numbers: list[HouseNumber], size_px: int, fold
 
 
 def _npy_header(file, n: int, size_px: int) -> None:
-    """As long for every `n`: numpy leaves room for the first axis to grow."""
+    """Of one length for every `n`: numpy leaves room for the first axis to grow."""
     shape = (n, size_px, size_px, 3)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
@@ -172,9 +169,9 @@ def _crops(
     todo, done = iter(numbers), 0
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow decodes and resizes without the interpreter lock
-        progress_bar(f"cropping {split_dir.name} to {size_px} px", len(numbers)) as set_done,
+        Bar(len(numbers), f"cropping {split_dir.name} to {size_px} px") as bar,
     ):
         while chunk := list(itertools.islice(todo, 512)):  # bounds what waits in memory
             yield from zip(chunk, pool.map(load, chunk), strict=True)
             done += len(chunk)
-            set_done(done)
+            bar.update(done)

@@ -5,7 +5,6 @@ real one does, and the mark of a stand-in, by which every reader can tell.
 """
 
 import itertools
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import h5py
 import numpy as np
 
 from stn.data.digit_struct import FIELDS, HouseNumber
-from stn.data.download import progress_bar
 from stn.data.standin import make_standin
 from stn.data.svhn_standin_drawing import draw_number
+from stn.progress import Bar
 
 VERSION = 1  # of the drawing: raise it when the same seed gives other pictures
 # Pictures of SVHN's train/ by number of digits, and its 73 257 digits by kind: as commonly reported, from memory of
@@ -33,20 +32,13 @@ def write_standin(folder: str | Path, n: int, seed: int) -> Path:
 
     def draw(split: Path) -> None:
         numbers = []
-        with progress_bar(f"drawing {Path(folder).name}", n) as set_done:
+        with Bar(n, f"drawing {Path(folder).name}") as bar:
             for i in range(n):
                 numbers.append(_write_picture(split, i, seed))
-                set_done(i + 1)
+                bar.update(i + 1)
         write_digit_struct(split / "digitStruct.mat", numbers)
 
     return make_standin(Path(folder), {"standin": "svhn", "version": VERSION, "n": n, "seed": seed}, draw)
-
-
-def write_archive(folder: Path, archive: Path) -> Path:
-    """The .tar.gz of a split folder, its members under the folder's name as in the official archives."""
-    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
-        tar.add(folder, folder.name)
-    return archive
 
 
 def _write_picture(folder: Path, i: int, seed: int) -> HouseNumber:

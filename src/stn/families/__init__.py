@@ -3,10 +3,12 @@
 Each has `network(experiment) -> Network`, cheap and without data; `prepare(run)`, which sees to it that the data are
 there; `build(run) -> Built`; `DATA`, the kinds of data it has; `HELDOUT`, whether a part of the training data can take
 the test's place; `STACKS`, whether its runs can train as one program. One whose runs begin with the weights of others
-has `needs(run)`.
+has `needs(run)`; one whose data are fetched by `experiments.prepare` has a `DATA_SET`.
 """
 
 import importlib
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -38,6 +40,22 @@ class Built(NamedTuple):
     data_checksums: dict[str, str]
 
 
+class DataSet(NamedTuple):
+    """A data set to be fetched: `fetch` sees to it that the real files lie in a folder; then each of `runs`, task and
+    model, has its data prepared as the run itself would.
+    """
+
+    title: str
+    fetch: Callable[[str | Path], object]
+    runs: tuple[tuple[str, str], ...]
+
+
+def data_sets() -> dict[str, DataSet]:
+    """By the name of the family."""
+    modules = {name: importlib.import_module(f"stn.families.{name}") for name in sorted(set(FAMILIES.values()))}
+    return {name: module.DATA_SET for name, module in modules.items() if hasattr(module, "DATA_SET")}
+
+
 def family(experiment: Experiment) -> ModuleType:
     """The module that a run's task belongs to. Raises: ValueError for an unknown family, or held-out data it lacks."""
     name = experiment.task.family
@@ -56,14 +74,14 @@ def prepare(run: RunSettings) -> None:
 
 def needs(run: RunSettings) -> list[RunKey]:
     """The runs whose weights this run begins with; they have its kind of data."""
-    of_family = getattr(family(run), "needs", None)
-    return of_family(run) if of_family else []
+    module = family(run)
+    return module.needs(run) if hasattr(module, "needs") else []
 
 
 def network(experiment: Experiment) -> Network:
     """The untrained network of a run; torch's random numbers decide its weights.
 
-    Raises: ValueError for settings that make none, or that the family does not read.
+    Raises: ValueError for invalid settings, or ones that the family does not read.
     """
     try:
         return family(experiment).network(experiment)

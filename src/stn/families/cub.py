@@ -2,17 +2,17 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from stn.data.cub import Birds, expect_cub, load_cub, prepare_cub, prepare_cub_part
+from stn.data.cub import Birds, expect_cub, fetch_cub, load_cub, prepare_cub, prepare_cub_part
 from stn.data.cub_standin import write_standin
 from stn.data.cub_stream import BirdStream
 from stn.data.errors import DataError
 from stn.data.subset import read_part
-from stn.families import Built, Network, seeded_network
+from stn.families import Built, DataSet, Network, seeded_network
 from stn.nets.backbones import IMAGENET, imagenet_weights, load_weights
 from stn.nets.cub import MultiStreamTransformer
 from stn.results.records import RunKey, config_hash
@@ -25,6 +25,7 @@ from stn.validation import Checked
 DATA = ("real", "subset", "standin")
 PART, PART_CLASSES = "cub", 12  # of conf/subset
 HELDOUT, STACKS = True, False
+DATA_SET = DataSet("CUB-200-2011", fetch_cub, (("cub_224", "cub_cnn"), ("cub_448", "cub_cnn")))
 CLASSES = 200
 HELDOUT_EVERY = 6  # evaluate=heldout: every sixth training bird
 PRETRAINING = ("cub_pretrain", "cub_cnn")  # task and model of the run whose weights `pretrained: cub_pretrain` takes
@@ -79,19 +80,43 @@ class Recipe(ClassificationRecipe):
         return self
 
 
+class Standin(NamedTuple):
+    """What the birds of a stand-in depend on; each has a folder of its own."""
+
+    classes: int
+    birds: int  # of each class
+    seed: int
+    px: int
+
+    def folder(self, run: RunSettings) -> Path:
+        """The data folder of a run: the stand-in's, where the run's data are drawn."""
+        name = f"cub_{self.classes}x{self.birds}_{self.px}px"
+        return run.data_folder(PART, f"{name}_seed{self.seed}" if self.seed else name)
+
+    def prepare(self, run: RunSettings, shorter_side_px: int) -> None:
+        """Makes the stand-in, or caches the images of the real birds, or of a part, which must be in place or near."""
+        folder = self.folder(run)
+        if run.data == "standin":
+            write_standin(folder, *self)
+        elif run.data == "subset":
+            prepare_cub_part(read_part(PART), run.data_dir)
+        else:
+            expect_cub(folder)
+        prepare_cub(folder, (shorter_side_px,), run.data)
+
+    def load(self, run: RunSettings, split: str, shorter_side_px: int) -> Birds:
+        """A split of the run's birds. Raises: DataError when they are not there, or of another kind."""
+        birds = load_cub(self.folder(run), split, shorter_side_px)
+        if birds.source != run.data:
+            raise DataError(f"data={run.data}: the birds in {self.folder(run)} are {birds.source}")
+        return birds
+
+
 def prepare(run: RunSettings) -> None:
-    """Makes the stand-in, or caches the images of the real birds, or of a part, which must be in place or near."""
-    task, _, recipe = read(run)
+    *_, recipe = read(run)
     if recipe.pretrained != PRETRAINING[0]:  # a run that may come only after the preparations
         _check_weights(run, recipe)
-    folder = data_folder(run)
-    if run.data == "standin":
-        write_standin(folder, recipe.standin_classes, recipe.standin_birds, task.standin_seed, recipe.standin_px)
-    elif run.data == "subset":
-        prepare_cub_part(read_part(PART), run.data_dir)
-    else:
-        expect_cub(folder)
-    prepare_cub(folder, (_shorter_side_px(run),), run.data)
+    standin(run).prepare(run, _shorter_side_px(run))
 
 
 def needs(run: RunSettings) -> list[RunKey]:
@@ -139,29 +164,21 @@ def build(run: RunSettings) -> Built:
 
 def splits(run: RunSettings) -> tuple[Birds, Birds]:
     """Training and test birds; with evaluate=heldout the test is a held-out part of the training birds."""
-    folder, size_px = data_folder(run), _shorter_side_px(run)
-    train = load_cub(folder, "train", size_px)
-    if train.source != run.data:
-        raise DataError(f"data={run.data}: the birds in {folder} are {train.source}")
+    birds, size_px = standin(run), _shorter_side_px(run)
+    train = birds.load(run, "train", size_px)
     if run.evaluate == "heldout":
         heldout = torch.arange(len(train)) % HELDOUT_EVERY == 0
         return train.take((~heldout).nonzero()[:, 0]), train.take(heldout.nonzero()[:, 0])
-    return train, load_cub(folder, "test", size_px)
+    return train, birds.load(run, "test", size_px)
 
 
-def data_folder(run: RunSettings) -> Path:
-    """Where the birds are; a part and each size of stand-in have folders of their own."""
-    if run.data == "real":
-        return run.data_dir
-    if run.data == "subset":
-        return run.data_dir / "subset" / PART
+def standin(run: RunSettings) -> Standin:
     task, _, recipe = read(run)
-    name = f"cub_{recipe.standin_classes}x{recipe.standin_birds}_{recipe.standin_px}px"
-    return run.data_dir / "standin" / (f"{name}_seed{task.standin_seed}" if task.standin_seed else name)
+    return Standin(recipe.standin_classes, recipe.standin_birds, task.standin_seed, recipe.standin_px)
 
 
 def read(experiment: Experiment) -> tuple[Task, Model, Recipe]:
-    """Raises: ValueError for settings that do not fit, and for real birds where only drawn ones are to be had."""
+    """Raises: ValueError for settings that do not fit, and for real birds where the protocol knows only drawn ones."""
     task, model, recipe = experiment.read(Task, Model, Recipe)
     if PRETRAINING[0] in (recipe.pretrained, task.name) and experiment.data != "standin":
         raise ValueError(

@@ -1,19 +1,16 @@
 """Co-localisation of birds (App. A.2, CUB-200-2011): the photographs of one species at a time, a localiser for each."""
 
-from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from stn.data.cub import Birds, center_crop, expect_cub, load_cub, prepare_cub, prepare_cub_part
-from stn.data.cub_standin import write_standin
+from stn.data.cub import Birds, center_crop
 from stn.data.errors import DataError
-from stn.data.subset import read_part
 from stn.families import Built, Network, seeded_network
 from stn.families.coloc import Model, encoder_weights
-from stn.families.cub import PART, PRETRAINING, pretraining
+from stn.families.cub import PRETRAINING, Standin, pretraining
 from stn.nets.backbones import IMAGENET, backbone
 from stn.nets.bird_encoder import BackboneActivations, SpeciesActivations
 from stn.nets.colocalisation import Localisers
@@ -56,15 +53,7 @@ class Recipe(ColocalisationRecipe):
 
 
 def prepare(run: RunSettings) -> None:
-    """Makes the stand-in, or caches the images of the real birds, or of a part, which must be in place or near."""
-    recipe, folder = read(run), data_folder(run)
-    if run.data == "standin":
-        write_standin(folder, recipe.species, recipe.standin_birds, STANDIN_SEED, recipe.standin_px)
-    elif run.data == "subset":
-        prepare_cub_part(read_part(PART), run.data_dir)
-    else:
-        expect_cub(folder)
-    prepare_cub(folder, (recipe.image_px,), run.data)
+    standin(run).prepare(run, read(run).image_px)
 
 
 def needs(run: RunSettings) -> list[RunKey]:
@@ -82,9 +71,7 @@ def build(run: RunSettings) -> Built:
     recipe = read(run)
     if run.data == "standin":
         prepare(run)
-    train, unseen = (load_cub(data_folder(run), split, recipe.image_px) for split in ("train", "test"))
-    if train.source != run.data:
-        raise DataError(f"data={run.data}: the birds in {data_folder(run)} are {train.source}")
+    train, unseen = (standin(run).load(run, split, recipe.image_px) for split in ("train", "test"))
     chosen = torch.linspace(0, len(train.classes) - 1, recipe.species).long().tolist()
     names = [train.classes[k].replace(".", "_") for k in chosen]
     encoder, encoder_checksum = load_encoder(run)
@@ -114,7 +101,7 @@ def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
     """The first n photographs of each species, with the birds' boxes.
 
     Deviation: windows, boxes and baselines are of the square middle of a photograph (a localiser takes pictures of one
-    size); a box is what of it lies there, and a bird outside of it counts as missed.
+    size); of a box only the part in it counts, and a bird outside of it counts as missed.
     Raises: DataError for a species with fewer than n.
     """
     images, boxes_px = [], []
@@ -130,14 +117,9 @@ def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
     return Scenes(torch.stack(images, dim=1), torch.stack(boxes_px, dim=1))
 
 
-def data_folder(run: RunSettings) -> Path:
-    if run.data == "real":
-        return run.data_dir
-    if run.data == "subset":
-        return run.data_dir / "subset" / PART
+def standin(run: RunSettings) -> Standin:
     recipe = read(run)
-    name = f"cub_{recipe.species}x{recipe.standin_birds}_{recipe.standin_px}px_seed{STANDIN_SEED}"
-    return run.data_dir / "standin" / name
+    return Standin(recipe.species, recipe.standin_birds, STANDIN_SEED, recipe.standin_px)
 
 
 def read(experiment: Experiment) -> Recipe:

@@ -7,8 +7,9 @@ from pydantic import Field, JsonValue, PositiveInt
 from stn.data.distortions import distortion
 from stn.data.mnist import MNIST_MD5, Digits, holdout, load_mnist, prepare_mnist
 from stn.data.streams import STREAMS
-from stn.families import Built, Network, seeded_network
-from stn.nets.mnist import Architecture, build_within_budget
+from stn.families import Built, DataSet, Network, seeded_network
+from stn.nets.budget import build_within_budget
+from stn.nets.mnist import Architecture
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings, made
 from stn.tasks.classification import Classification
 from stn.tasks.recipe import ClassificationRecipe, Padding
@@ -16,6 +17,7 @@ from stn.tasks.warp_statistics import WarpStatistics
 
 DATA = ("real",)
 HELDOUT, STACKS = True, True
+DATA_SET = DataSet("MNIST", prepare_mnist, (("mnist_r", "fcn"),))
 
 
 class Task(TaskSettings):
@@ -54,7 +56,9 @@ def network(experiment: Experiment) -> Network:
     architecture = Architecture(**model.model_dump(exclude={"name"}), **options)
     stream, budget = STREAMS[task.stream], round(task.budget * recipe.budget_fraction)
     in_shape = (stream.channels, *made(distortion, task.distortion, "task.distortion").canvas)
-    net, widths = build_within_budget(architecture, in_shape, stream.classes, task.st_output_pool, budget)
+    net, widths = build_within_budget(
+        lambda widths: architecture.build(in_shape, widths, stream.classes, task.st_output_pool), budget
+    )
     return Network(net, dict(zip(("layer1", "layer2"), widths, strict=True)), in_shape)
 
 

@@ -5,7 +5,8 @@ from pydantic import Field, PositiveInt
 from stn.data.mnist import MNIST_MD5
 from stn.data.volumes import ExtrudedDigits
 from stn.families import Built, Network, mnist, seeded_network
-from stn.nets.volumes import VolumeArchitecture, build_within_budget
+from stn.nets.budget import build_within_budget
+from stn.nets.volumes import volume_network
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings
 from stn.tasks.classification import Classification
 from stn.tasks.recipe import ClassificationRecipe
@@ -45,10 +46,10 @@ class Recipe(ClassificationRecipe):
 
 def network(experiment: Experiment) -> Network:
     task, model, recipe = experiment.read(Task, Model, Recipe)
-    architecture = VolumeArchitecture(model.projection, model.transformation)
+    build = volume_network(model.projection, model.transformation)
     budget = round(task.budget * recipe.budget_fraction)
     in_shape = (ExtrudedDigits.channels, *(recipe.size_voxels,) * 3)
-    net, widths = build_within_budget(architecture, in_shape, ExtrudedDigits.classes, budget)
+    net, widths = build_within_budget(lambda widths: build(in_shape, widths, ExtrudedDigits.classes), budget)
     return Network(net, dict(zip(("layer1", "layer2"), widths, strict=True)), in_shape)
 
 

@@ -7,10 +7,18 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stn.data.augmentation import Augmentation
 from stn.data.subset import read_part
-from stn.data.svhn import NumberCrops, check_official, crop_checksums, holdout, load_svhn, prepare_svhn_part
+from stn.data.svhn import (
+    NumberCrops,
+    check_official,
+    crop_checksums,
+    holdout,
+    load_svhn,
+    prepare_svhn,
+    prepare_svhn_part,
+)
 from stn.data.svhn_standin import write_standin
 from stn.data.svhn_stream import NumberStream
-from stn.families import Built, Network, seeded_network
+from stn.families import Built, DataSet, Network, seeded_network
 from stn.nets.svhn import CHANNELS, NumberReader
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings
 from stn.tasks.classification import Classification
@@ -21,6 +29,7 @@ from stn.validation import Checked
 DATA = ("real", "subset", "standin")
 PART = "svhn"  # of conf/subset
 HELDOUT, STACKS = True, False
+DATA_SET = DataSet("SVHN", prepare_svhn, (("svhn_64", "svhn_cnn"), ("svhn_128", "svhn_cnn")))
 HELDOUT_PICTURES = 5000  # of train, or a quarter of a smaller train
 STANDIN_SEEDS = {"train": 20153, "test": 20154}
 
@@ -134,15 +143,10 @@ def _load(run: RunSettings, split: str, checksums: bool = True) -> NumberCrops:
 
 
 def data_folder(run: RunSettings) -> Path:
-    """A part and the stand-ins have folders of their own."""
-    if run.data == "real":
-        return run.data_dir
-    if run.data == "subset":
-        return run.data_dir / "subset" / PART
-    return standin_folder(run)
+    """A stand-in for each number of pictures."""
+    return run.data_folder(PART, "svhn_{train}_{test}".format(**run.task.standin))
 
 
 def standin_folder(run: RunSettings) -> Path:
-    """One for each number of pictures."""
-    sizes = run.task.standin
-    return run.data_dir / "standin" / f"svhn_{sizes['train']}_{sizes['test']}"
+    """Of the drawn numbers, whatever the run's kind of data."""
+    return data_folder(run.changed(data="standin"))

@@ -1,6 +1,6 @@
 """Where runs train: in worker processes here, as jobs of Slurm through submitit, or as tasks of Ray.
 
-All yield what `stn.many.pool.run_all` does. Away from this process only the end of a job is seen, not its progress;
+All yield what `stn.many.pool.run_all` does. Away from this process only the end of a job is known, not its progress;
 records arrive as files.
 """
 

@@ -11,7 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import partial
 from typing import NamedTuple
 
-from stn.results.records import read_record
 from stn.settings import RunSettings
 from stn.train.stopped import OutOfTime
 
@@ -50,10 +49,8 @@ def train_stack(
 
 
 def _done_since(listed: dict[str, str | None] | None, run: RunSettings) -> dict | None:
-    path = run.record_file
-    record = read_record(path) if listed is not None and path.exists() else None
-    new = record and record["finished_at"] != listed.get(str(path))
-    return record if new and record["config_hash"] == run.hash else None
+    record = run.recorded() if listed is not None else None
+    return record if record and record["finished_at"] != listed.get(str(run.record_file)) else None
 
 
 def run_all(
@@ -63,7 +60,7 @@ def run_all(
 
     Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others. Workers end
     when the caller's process does, even when it is killed. After the `deadline`, a time.time(), none is started.
-    `job(stack, deadline, progress)` may be another function than `train_stack`, of whatever `stacks` then holds.
+    `job(stack, deadline, progress)` may be another function than `train_stack`; `stacks` holds what it takes.
     On a machine with several GPUs each worker sees one of them, in turn.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow the neighbour process

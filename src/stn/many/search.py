@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 
 from stn.families import family
 from stn.many.grouping import stacks
-from stn.results.records import read_record
+from stn.results.sweeps import flat
 from stn.settings import RunSettings
 from stn.train.checkpoints import checkpoint_file
 from stn.train.run import train
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 def check(search: Search) -> None:
-    """Raises: ValueError, one line, for a search that is measured on the test set, or whose space cannot be."""
+    """Raises: ValueError, one line, for a search that is measured on the test set, or has an invalid space."""
     run = search.run
     if run.evaluate != "heldout":
         raise ValueError(f"a search never sees the test set: evaluate must be heldout, got {run.evaluate!r}")
@@ -78,15 +78,6 @@ def _is_range(values: Any) -> bool:
         return False
     numbers = all(isinstance(values[end], int | float) for end in ("low", "high"))
     return numbers and values["low"] < values["high"] and (values["low"] > 0 or not values.get("log"))
-
-
-def flat(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested settings, by dotted names; ranges are leaves."""
-    leaves = {}
-    for name, value in group.items():
-        nested = isinstance(value, dict) and not {"low", "high"} & value.keys()
-        leaves |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return leaves
 
 
 def open_study(search: Search, seed: int | None = None) -> optuna.Study:
@@ -139,7 +130,7 @@ def run_trials(job: Job, deadline: float | None, progress) -> list[dict]:
         trials = [asked[run.record_file][1] for run in stack]
         for record, same in zip(_records(study, stack, trials, deadline, progress), trials, strict=True):
             value = None if record is None else record["metrics"].get(METRIC)
-            # Diverged counts as pruned before it was seen: the worst, for a sampler, and no number is made up.
+            # A diverged trial counts as pruned before its first look, the worst for a sampler; no number is made up.
             state = TrialState.PRUNED if value is None else TrialState.COMPLETE
             for trial in same:
                 study.tell(trial, value, state)
@@ -192,8 +183,8 @@ def _records(study, stack: list[RunSettings], trials: list[list[Trial]], deadlin
 
 
 def _done(run: RunSettings) -> dict | None:
-    record = read_record(run.record_file) if run.record_file.exists() else None
-    return record if record and record["status"] != "failed" and record["config_hash"] == run.hash else None
+    record = run.recorded()
+    return record if record and record["status"] != "failed" else None
 
 
 class _Pruning(Callback):

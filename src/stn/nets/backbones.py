@@ -42,8 +42,8 @@ def backbone(name: str, pretrained: str | None = None, width: int = 16) -> Backb
     Raises: ValueError, one line, for an unknown name, and for a file that is missing, damaged, not a plain state
     dict or not of this net. A file named like published ones, `<name>-<8 or more hex digits>.pth`, must have a sha256
     that begins so.
-    Deviation: the paper's Inception with batch normalisation (Ioffe and Szegedy 2015) is not in torchvision; its next
-    of kin there is this GoogLeNet, the earlier Inception with batch normalisation added.
+    Deviation: the paper's Inception with batch normalisation (Ioffe and Szegedy 2015) is not in torchvision;
+    its closest relative there is this GoogLeNet, the earlier Inception with batch normalisation added.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {tuple(BACKBONES)}, got {name!r}")
@@ -134,7 +134,7 @@ def _sha256(path: Path) -> str:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever an unpickler makes of a file that is none; code in it is never run
+    except Exception as error:  # whatever the unpickler raises for another kind of file; code in it is never run
         raise ValueError(f"{path} is refused: not a plain state dict of tensors ({type(error).__name__})") from error
     if (
         not isinstance(weights, dict)
@@ -150,12 +150,12 @@ def _in_timm_names(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tens
 
     Returned unchanged when they do not match one to one in kind and shape: `load_state_dict` then says what is wrong.
     """
-    wanted = net.state_dict()
-    given = list(weights.items())[: len(wanted)]
-    same = len(given) == len(wanted) and all(
-        old.rpartition(".")[2] == new.rpartition(".")[2] and value.shape == wanted[new].shape
-        for (old, value), new in zip(given, wanted, strict=True)
+    expected = net.state_dict()
+    given = list(weights.items())[: len(expected)]
+    same = len(given) == len(expected) and all(
+        old.rpartition(".")[2] == new.rpartition(".")[2] and value.shape == expected[new].shape
+        for (old, value), new in zip(given, expected, strict=True)
     )
-    if not same or len(weights) - len(wanted) not in (0, 2):
+    if not same or len(weights) - len(expected) not in (0, 2):
         return weights
-    return {new: value for (_, value), new in zip(given, wanted, strict=True)}
+    return {new: value for (_, value), new in zip(given, expected, strict=True)}

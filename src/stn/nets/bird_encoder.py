@@ -24,13 +24,13 @@ class BackboneActivations(nn.Module):
         self.features = features.eval().requires_grad_(False)
 
     def forward(self, crops: Tensor) -> list[Tensor]:
-        net, found = self.features.net, []
+        net, activations = self.features.net, []
         maps = net.bn1(net.conv_stem((crops - self.features.mean) / self.features.std))
         for stage, block in enumerate(net.blocks):
             maps = block(maps)
             if stage in STAGES:
-                found.append(F.adaptive_avg_pool2d(maps, STAGES[stage]))
-        return found
+                activations.append(F.adaptive_avg_pool2d(maps, STAGES[stage]))
+        return activations
 
 
 class SpeciesActivations(nn.Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 TOLERANCE = 0.02
@@ -12,6 +13,22 @@ MAX_DIFFERENCE = 4
 def count_parameters(net: nn.Module) -> int:
     """The number of learnable parameters."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def build_within_budget(
+    build: Callable[[tuple[int, int]], nn.Module], budget: int
+) -> tuple[nn.Module, tuple[int, int]]:
+    """The network, `build` of two widths, that has `budget` parameters within 2 %, and those widths.
+
+    Raises: ValueError when no widths do, or the image is too small.
+    """
+
+    def parameters(widths: tuple[int, int]) -> int:
+        with torch.device("meta"):
+            return count_parameters(build(widths))
+
+    widths = solve_widths(parameters, budget)
+    return build(widths), widths
 
 
 def solve_widths(parameters: Callable[[tuple[int, int]], int], budget: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn.nets.backbones import Backbone, backbone
-from stn.nets.layers import he
+from stn.nets.layers import flat_features, he
 from stn.transform import Warped, fixed_attention, sample
 from stn.transform.sampling import check_sampler
 
@@ -17,8 +17,8 @@ LOCALISATION_UNITS = 128
 class MultiStreamTransformer(nn.Module):
     """n×ST-CNN: n attention windows of fixed scale, one localisation net for all, one CNN for each.
 
-    With `n_windows` 0 it is the CNN alone. `name`, `pretrained` and `width` are those of `backbone`; the localisation
-    net and every stream have weights of their own, which begin alike when they are pretrained.
+    With `n_windows` 0 it is the CNN alone. `name` and `width` are those of `backbone`; the localisation net and
+    every stream have weights of their own.
     Shapes: image (N, 3, image_px, image_px) in [0, 1] -> logits (N, classes); the windows are sampled at `crop_px`. An
     image of 2·crop_px is shown to the localisation net at half its size (averages of 2x2).
     Convention: theta = initial centres + W·features + b with W = b = 0 at the start, as in `SpatialTransformer`: the
@@ -36,7 +36,6 @@ class MultiStreamTransformer(nn.Module):
         crop_px: int = 224,
         scale: float = 0.5,
         dropout: float = 0.7,
-        pretrained: str | None = None,
         width: int = 16,
         padding: str = "zeros",
         antialias: bool = False,
@@ -52,11 +51,11 @@ class MultiStreamTransformer(nn.Module):
         self.padding, self.antialias = padding, antialias
         self.attention = fixed_attention(scale)
         n_streams = max(n_windows, 1)
-        self.streams = nn.ModuleList(backbone(name, pretrained, width) for _ in range(n_streams))
+        self.streams = nn.ModuleList(backbone(name, width=width) for _ in range(n_streams))
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(n_streams * self.streams[0].channels, classes)
         if n_windows:
-            self.localisation = _localisation(backbone(name, pretrained, width), crop_px)
+            self.localisation = _localisation(backbone(name, width=width), crop_px)
             self.regression = nn.Linear(LOCALISATION_UNITS, 2 * n_windows)
             nn.init.zeros_(self.regression.weight)
             nn.init.zeros_(self.regression.bias)
@@ -64,8 +63,8 @@ class MultiStreamTransformer(nn.Module):
 
     def theta(self, image: Tensor) -> Tensor:
         """The centres of the windows, normalised: (N, n_windows, 2)."""
-        seen = F.avg_pool2d(image, 2) if self.image_px == 2 * self.crop_px else image
-        return self.initial_theta + self.regression(self.localisation(seen)).unflatten(1, (self.n_windows, 2))
+        shown = F.avg_pool2d(image, 2) if self.image_px == 2 * self.crop_px else image
+        return self.initial_theta + self.regression(self.localisation(shown)).unflatten(1, (self.n_windows, 2))
 
     def warps(self, image: Tensor) -> list[Warped]:
         """What the windows see: n_windows times an image of (N, 3, crop_px, crop_px); theta is a window's centre."""
@@ -78,22 +77,19 @@ class MultiStreamTransformer(nn.Module):
             warps.append(Warped(crop, centre, grid))
         return warps
 
-    def descriptor(self, image: Tensor) -> Tensor:
-        """The streams' global averages, concatenated: (N, n_streams·channels)."""
-        return self._described(image, self.warps(image))
-
-    def _described(self, image: Tensor, warps: list[Warped]) -> Tensor:
-        seen = [warped.image for warped in warps] or [image]
-        maps = [stream(crop) for stream, crop in zip(self.streams, seen, strict=True)]
+    def descriptor(self, crops: list[Tensor]) -> Tensor:
+        """The global averages of each stream's maps of its crop, concatenated: (N, n_streams·channels)."""
+        maps = [stream(crop) for stream, crop in zip(self.streams, crops, strict=True)]
         return torch.cat([features.mean(dim=(2, 3)) for features in maps], dim=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.descriptor(image)))
+        return self.observe(image)[0]
 
     def observe(self, image: Tensor) -> tuple[Tensor, list[Warped]]:
         """The logits, and what each window saw."""
         warps = self.warps(image)
-        return self.classifier(self.dropout(self._described(image, warps))), warps
+        crops = [warped.image for warped in warps] or [image]
+        return self.classifier(self.dropout(self.descriptor(crops))), warps
 
 
 def tiling_centres(n: int) -> Tensor:
@@ -116,24 +112,14 @@ def _spread(n: int) -> list[float]:
 
 def _localisation(features: Backbone, in_px: int) -> nn.Sequential:
     """The backbone, conv 1x1 to 128, fc 128: image (N, 3, in_px, in_px) -> (N, 128)."""
-    side = _map_side(features, in_px)
+    # In evaluation mode: in training mode a batch of zeros would enter the running averages.
+    numbers = flat_features(features.eval(), (3, in_px, in_px)) // features.channels * LOCALISATION_UNITS
+    features.train()
     return nn.Sequential(
         features,
         he(nn.Conv2d(features.channels, LOCALISATION_UNITS, 1)),
         nn.ReLU(),
         nn.Flatten(),
-        he(nn.Linear(LOCALISATION_UNITS * side**2, LOCALISATION_UNITS)),
+        he(nn.Linear(numbers, LOCALISATION_UNITS)),
         nn.ReLU(),
     )
-
-
-def _map_side(features: Backbone, in_px: int) -> int:
-    device = next(features.parameters()).device
-    training = features.training
-    try:
-        with torch.no_grad():  # in evaluation mode: in training mode a batch of zeros would enter the running averages
-            return features.eval()(torch.zeros(1, 3, in_px, in_px, device=device)).shape[-1]
-    except RuntimeError as error:
-        raise ValueError(f"an input of {in_px} px is too small for this backbone") from error
-    finally:
-        features.train(training)

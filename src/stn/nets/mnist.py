@@ -7,7 +7,6 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from stn.nets.budget import count_parameters, solve_widths
 from stn.nets.layers import BlockMean, conv_pool, flat_features, he
 from stn.nets.localisation import LOCALISATIONS
 from stn.transform import ParallelTransformers, SpatialTransformer, Warped
@@ -97,19 +96,3 @@ class Architecture:
         )
         pooled = (self.transformers * in_shape[0], in_shape[1] // pool, in_shape[2] // pool)
         return TransformedClassifier(transformers, CLASSIFIERS[self.classifier](pooled, widths, classes), pool)
-
-
-def build_within_budget(
-    architecture: Architecture, in_shape: tuple[int, int, int], classes: int, pool: int, budget: int
-) -> tuple[nn.Module, tuple[int, int]]:
-    """The network whose widths bring it within 2 % of `budget` parameters, and those widths.
-
-    Raises: ValueError when no widths do, or the image is too small.
-    """
-
-    def parameters(widths: tuple[int, int]) -> int:
-        with torch.device("meta"):
-            return count_parameters(architecture.build(in_shape, widths, classes, pool))
-
-    widths = solve_widths(parameters, budget)
-    return architecture.build(in_shape, widths, classes, pool), widths

@@ -54,7 +54,7 @@ class NumberReader(nn.Module):
     Deviation: the paper does not say how pixels are normalised, nor on what dropout acts. Each image loses its mean, as
     in the paper's reference for the preprocessing (Goodfellow et al. 2014), so what a transformer reads outside the
     image, 0, is its mean grey. Dropout acts on the output of a layer, its pooling included.
-    Raises: ValueError for a `width`, `transformers` or `localisation` that cannot be.
+    Raises: ValueError for an invalid `width`, `transformers` or `localisation`.
     """
 
     def __init__(

@@ -1,11 +1,7 @@
 """The networks of App. A.3: a digit in a volume, classified from its projection, with and without a 3D transformer."""
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 
-from stn.nets.budget import count_parameters, solve_widths
 from stn.nets.layers import flat_features, he
 from stn.nets.mnist import Cnn
 from stn.transform import SpatialTransformer, Warped
@@ -99,40 +95,16 @@ class Cnn3d(nn.Sequential):
 NETWORKS = {(True, "affine3d"): TransformedProjection, (True, None): ProjectionCnn, (False, None): Cnn3d}
 
 
-@dataclass(frozen=True)
-class VolumeArchitecture:
-    """One row of the table of App. A.3 (conf/model/*.yaml): does it see the volume's projection, or the volume itself?
+def volume_network(projection: bool, transformation: str | None = None) -> type[nn.Module]:
+    """The network of a row of the table of App. A.3 (conf/model/*.yaml): (in_shape, widths, classes) -> module.
 
-    `transformation`: of a spatial transformer before the projection, if any.
-    Raises: ValueError for a combination that there is none of.
+    `projection`: does it see the volume's projection, or the volume itself? `transformation`: of a spatial transformer
+    before the projection, if any. `in_shape` is (C, D, H, W); too small a volume raises ValueError then.
+    Raises: ValueError for a combination that does not exist.
     """
-
-    projection: bool
-    transformation: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.projection, self.transformation) not in NETWORKS:
-            raise ValueError(
-                "transformation must be null or, with projection: true, affine3d; "
-                f"got {self.transformation!r} with projection: {self.projection!r}"
-            )
-
-    def build(self, in_shape: tuple[int, ...], widths: tuple[int, int], classes: int) -> nn.Module:
-        """The network for volumes of shape (C, D, H, W). Raises: ValueError when they are too small for it."""
-        return NETWORKS[self.projection, self.transformation](in_shape, widths, classes)
-
-
-def build_within_budget(
-    architecture: VolumeArchitecture, in_shape: tuple[int, ...], classes: int, budget: int
-) -> tuple[nn.Module, tuple[int, int]]:
-    """The network whose widths bring it within 2 % of `budget` parameters, and those widths.
-
-    Raises: ValueError when no widths do, or the volume is too small.
-    """
-
-    def parameters(widths: tuple[int, int]) -> int:
-        with torch.device("meta"):
-            return count_parameters(architecture.build(in_shape, widths, classes))
-
-    widths = solve_widths(parameters, budget)
-    return architecture.build(in_shape, widths, classes), widths
+    if (projection, transformation) not in NETWORKS:
+        raise ValueError(
+            "transformation must be null or, with projection: true, affine3d; "
+            f"got {transformation!r} with projection: {projection!r}"
+        )
+    return NETWORKS[projection, transformation]

@@ -1,25 +1,27 @@
 """The paper's claims as statements tested on the records.
 
-A claim in a table's YAML has `id`, `statement`, `kind` and the arguments of its kind (`KINDS`). It is tested
+A claim is one of the classes of `stn.results.spec`; its `kind` says how it is judged (`KINDS`). It is tested
 part by part (a pair of models on a task, say); every part is decided by a 95 % interval, no p-value is
 corrected for the number of parts, so of twenty true "no difference" parts one may appear decided.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from stn.results.records import unpack_wrong
-from stn.results.spec import TableError, TableSpec
+from stn.results.spec import BestOf, Claim, Improves, MetricAtLeast, MetricBelow, TableError, TableSpec, WithinMargin
 from stn.results.statistics import PairedDifference, paired_difference, t_interval
 
+ONE_SEED = "one seed and so no interval"
 OUTCOMES = ("holds", "fails", "undecided", "missing")
 
 
-class Part(NamedTuple):
+class PartResult(NamedTuple):
     """One tested statement of a claim."""
 
     label: str
@@ -36,7 +38,7 @@ class ClaimResult(NamedTuple):
     outcome: str
     evidence: str
     n_seeds: tuple[int, int]
-    parts: tuple[Part, ...]
+    parts: tuple[PartResult, ...]
 
 
 @dataclass(frozen=True)
@@ -82,53 +84,20 @@ def judge_claims(spec: TableSpec, records: Iterable[Mapping[str, Any]]) -> list[
     runs = Runs(spec, by_cell)
     results = []
     for claim in spec.claims:
-        parts = tuple(KINDS[claim["kind"]].judge(claim, runs))
+        parts = tuple(KINDS[claim.kind](claim, runs))
         seeds = [part.n_seeds for part in parts if part.outcome != "missing"] or [0]
         evidence = parts[0].evidence if len(parts) == 1 else _count(parts)
         outcome = _overall(part.outcome for part in parts)
         span = (min(seeds), max(seeds))
-        results.append(ClaimResult(claim["id"], claim["statement"], outcome, evidence, span, parts))
+        results.append(ClaimResult(claim.id, claim.statement, outcome, evidence, span, parts))
     return results
 
 
 def check_claims(spec: TableSpec) -> None:
-    """Raise TableError for a claim of unknown kind, with wrong arguments, or with nothing to test."""
+    """Raises: TableError for a claim with nothing to test."""
     for claim in spec.claims:
-        where = f"{spec.path}: claim {claim['id']!r}"
-        if claim["kind"] not in KINDS:
-            raise TableError(f"{where} has the unknown kind {claim['kind']!r}, allowed: {', '.join(KINDS)}")
-        kind, given = KINDS[claim["kind"]], claim.keys() - {"id", "statement", "kind"}
-        if set(kind.arguments) != given - set(kind.optional):
-            optional = f", may have {sorted(kind.optional)}" if kind.optional else ""
-            raise TableError(f"{where} needs exactly {sorted(kind.arguments)}{optional}, given {sorted(given)}")
-        for name in given:
-            _check_argument(where, spec, name, claim[name])
-        if not list(kind.judge(claim, Runs(spec, {}))):
-            raise TableError(f"{where} tests nothing: none of its cells has a reference value")
-
-
-def _check_argument(where: str, spec: TableSpec, name: str, value: Any) -> None:
-    """An argument's name says what it holds: models, tasks, a margin in points, or the name of a metric."""
-    if name == "at_least":
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TableError(f"{where}: at_least must be a number, given {value!r}")
-        return
-    if name in ("margin_pp", "share"):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise TableError(f"{where}: {name} must be a number above 0, given {value!r}")
-        return
-    if name in ("metric", "below"):
-        if not isinstance(value, str):
-            raise TableError(f"{where}: {name} must be the name of a metric, given {value!r}")
-        return
-    if not isinstance(value, list) or not value:
-        raise TableError(f"{where}: {name} must be a list with something in it, given {value!r}")
-    if name == "pairs" and not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise TableError(f"{where}: pairs must be a list of [model, baseline], given {value!r}")
-    allowed = spec.tasks if name == "tasks" else spec.models
-    for item in [item for pair in value for item in pair] if name == "pairs" else value:
-        if item not in allowed:
-            raise TableError(f"{where}: {name} has {item!r}, allowed: {', '.join(allowed)}")
+        if not list(KINDS[claim.kind](claim, Runs(spec, {}))):
+            raise TableError(f"{spec.path}: claim {claim.id!r} tests nothing: none of its cells has a reference value")
 
 
 def _overall(outcomes: Iterable[str]) -> str:
@@ -137,7 +106,7 @@ def _overall(outcomes: Iterable[str]) -> str:
     return next(outcome for outcome in ("fails", "missing", "undecided", "holds") if outcome in outcomes)
 
 
-def _count(parts: Sequence[Part]) -> str:
+def _count(parts: Sequence[PartResult]) -> str:
     counts = Counter(part.outcome for part in parts)
     others = [f"{counts[o]} {o}" for o in OUTCOMES[1:] if counts[o]]
     return f"holds in {counts['holds']} of {len(parts)} cells" + (f" ({', '.join(others)})" if others else "")
@@ -157,61 +126,47 @@ def _interval(d: PairedDifference) -> str:
     return f"{both} (digits alone [{d.digits_low_pp:+.2f}, {d.digits_high_pp:+.2f}])"
 
 
-Rule = Callable[[PairedDifference], tuple[str, str]]  # -> outcome, evidence
+Verdict = tuple[str, str]  # outcome, evidence
 
 
-def _pairs(claim: Mapping[str, Any], runs: Runs, rule: Rule) -> Iterable[Part]:
+def _improves(claim: Claim, d: PairedDifference) -> Verdict:
+    """a has fewer errors than b."""
+    return _side(d.low_pp, d.high_pp), f"{_interval(d)}, {_p(d.p_value)}"
+
+
+def _equivalent(claim: WithinMargin, d: PairedDifference) -> Verdict:
+    """The interval of the difference lies within ±margin; fails when it lies outside."""
+    margin = claim.margin_pp
+    inside = -margin <= d.low_pp and d.high_pp <= margin
+    outside = d.low_pp > margin or d.high_pp < -margin
+    return "holds" if inside else "fails" if outside else "undecided", f"{_interval(d)}, margin ±{margin:g} pp"
+
+
+def _no_worse(claim: WithinMargin, d: PairedDifference) -> Verdict:
+    """a has fewer errors than b plus the margin (non-inferiority)."""
+    return _side(d.low_pp, d.high_pp, claim.margin_pp), f"{_interval(d)}, margin +{claim.margin_pp:g} pp"
+
+
+def _pairs(rule: Callable[[Claim, PairedDifference], Verdict], claim: Improves, runs: Runs) -> Iterator[PartResult]:
     """The rule on every pair [a, b] and task where the table has both cells."""
-    for task in claim["tasks"]:
-        for a, b in claim["pairs"]:
+    for task in claim.tasks:
+        for a, b in claim.pairs:
             if not (runs.spec.has_cell(a, task) and runs.spec.has_cell(b, task)):
                 continue
             label, left_out = f"{a} – {b}, {task}", runs.left_out((a, task), (b, task))
             d = runs.difference(a, b, task)
             if d is None:
-                yield Part(label, "missing", "no common seed with an ok run" + left_out, 0)
+                yield PartResult(label, "missing", "no common seed with an ok run" + left_out, 0)
                 continue
-            outcome, evidence = rule(d)
-            yield Part(label, outcome, evidence + left_out, d.n_seeds)
+            outcome, evidence = rule(claim, d)
+            yield PartResult(label, outcome, evidence + left_out, d.n_seeds)
 
 
-def _is_lower(d: PairedDifference) -> tuple[str, str]:
-    return _side(d.low_pp, d.high_pp), f"{_interval(d)}, {_p(d.p_value)}"
-
-
-def _improves(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
-    """a has fewer errors than b."""
-    return _pairs(claim, runs, _is_lower)
-
-
-def _equivalent(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
-    """The interval of the difference lies within ±margin; fails when it lies outside."""
-    margin = claim["margin_pp"]
-
-    def rule(d: PairedDifference) -> tuple[str, str]:
-        inside = -margin <= d.low_pp and d.high_pp <= margin
-        outside = d.low_pp > margin or d.high_pp < -margin
-        outcome = "holds" if inside else "fails" if outside else "undecided"
-        return outcome, f"{_interval(d)}, margin ±{margin:g} pp"
-
-    return _pairs(claim, runs, rule)
-
-
-def _no_worse(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
-    """a has fewer errors than b plus the margin (non-inferiority)."""
-    margin = claim["margin_pp"]
-
-    def rule(d: PairedDifference) -> tuple[str, str]:
-        return _side(d.low_pp, d.high_pp, margin), f"{_interval(d)}, margin +{margin:g} pp"
-
-    return _pairs(claim, runs, rule)
-
-
-def _best_of(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
+def _best_of(claim: BestOf, runs: Runs) -> Iterator[PartResult]:
     """Each of `models` has fewer errors than each of `among` (but itself); a part names its closest rival."""
-    for task in claim["tasks"]:
-        for model in claim["models"]:
-            rivals = [m for m in claim["among"] if m != model and runs.spec.has_cell(m, task)]
+    for task in claim.tasks:
+        for model in claim.models:
+            rivals = [m for m in claim.among if m != model and runs.spec.has_cell(m, task)]
             if not rivals or not runs.spec.has_cell(model, task):
                 continue
             label = f"{model} best of {len(rivals) + 1}, {task}"
@@ -219,22 +174,46 @@ def _best_of(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
             differences = {rival: runs.difference(model, rival, task) for rival in rivals}
             known = {rival: d for rival, d in differences.items() if d is not None}
             if not known:
-                yield Part(label, "missing", "no common seed with an ok run" + left_out, 0)
+                yield PartResult(label, "missing", "no common seed with an ok run" + left_out, 0)
                 continue
-            outcome = _overall(_is_lower(d)[0] if d else "missing" for d in differences.values())
+            outcome = _overall(_improves(claim, d)[0] if d else "missing" for d in differences.values())
             closest = max(known, key=lambda rival: known[rival].mean_pp)
             absent = [rival for rival in rivals if rival not in known]
             missing = f"; missing: {', '.join(absent)}" if absent else ""
-            evidence = f"closest rival {closest}: {_is_lower(known[closest])[1]}{missing}{left_out}"
-            yield Part(label, outcome, evidence, min(d.n_seeds for d in known.values()))
+            evidence = f"closest rival {closest}: {_improves(claim, known[closest])[1]}{missing}{left_out}"
+            yield PartResult(label, outcome, evidence, min(d.n_seeds for d in known.values()))
+
+
+def _metric_below(claim: MetricBelow, values: np.ndarray) -> Verdict:
+    """Metric `metric` of a run is below `share` of metric `below` of the same run: t-interval of the difference over
+    seeds.
+    """
+    mean, half_width = t_interval(values[:, 0] - claim.share * values[:, 1])
+    a, b = values.mean(axis=0)
+    evidence = f"{a:.2f} against " + (f"{b:.2f}" if claim.share == 1 else f"{claim.share:g} × {b:.2f}")
+    if half_width is None:
+        return "undecided", f"{evidence}, {ONE_SEED}"
+    low, high = mean - half_width, mean + half_width
+    return _side(low, high), f"{evidence}, difference {mean:+.2f}, 95 % [{low:+.2f}, {high:+.2f}]"
+
+
+def _metric_at_least(claim: MetricAtLeast, values: np.ndarray) -> Verdict:
+    """Metric `metric` of a model is a number or more: t-interval over seeds."""
+    mean, half_width = t_interval(values[:, 0])
+    if half_width is None:
+        return "undecided", f"{mean:.2f}, {ONE_SEED}"
+    low, high = mean - half_width, mean + half_width
+    outcome = "holds" if low >= claim.at_least else "fails" if high < claim.at_least else "undecided"
+    return outcome, f"{mean:.2f}, 95 % [{low:.2f}, {high:.2f}], wanted {claim.at_least:g} or more"
 
 
 def _metrics(
-    claim: Mapping[str, Any], runs: Runs, names: Sequence[str], rule: Callable[[np.ndarray], tuple[str, str]]
-) -> Iterable[Part]:
+    rule: Callable[[Claim, np.ndarray], Verdict], claim: MetricBelow | MetricAtLeast, runs: Runs
+) -> Iterator[PartResult]:
     """The rule on the metrics (seeds, names) of every cell of the claim."""
-    for task in claim["tasks"]:
-        for model in claim["models"]:
+    names = (claim.metric, claim.below) if isinstance(claim, MetricBelow) else (claim.metric,)
+    for task in claim.tasks:
+        for model in claim.models:
             if not runs.spec.has_cell(model, task):
                 continue
             label, left_out = f"{model}, {task}", runs.left_out((model, task))
@@ -242,61 +221,17 @@ def _metrics(
             values = np.array([row for row in rows if None not in row])
             if not len(values):
                 lacking = "both metrics" if len(names) > 1 else "the metric"
-                yield Part(label, "missing", f"no ok run with {lacking}{left_out}", 0)
+                yield PartResult(label, "missing", f"no ok run with {lacking}{left_out}", 0)
                 continue
-            outcome, evidence = rule(values)
-            yield Part(label, outcome, evidence + left_out, len(values))
+            outcome, evidence = rule(claim, values)
+            yield PartResult(label, outcome, evidence + left_out, len(values))
 
 
-ONE_SEED = "one seed and so no interval"
-
-
-def _metric_below(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
-    """Metric `metric` of a run is below `share` (by default all) of metric `below` of the same run: t-interval of the
-    difference over seeds.
-    """
-    share = claim.get("share", 1)
-
-    def rule(values: np.ndarray) -> tuple[str, str]:
-        mean, half_width = t_interval(values[:, 0] - share * values[:, 1])
-        a, b = values.mean(axis=0)
-        evidence = f"{a:.2f} against {b:.2f}" if share == 1 else f"{a:.2f} against {share:g} × {b:.2f}"
-        if half_width is None:
-            return "undecided", f"{evidence}, {ONE_SEED}"
-        low, high = mean - half_width, mean + half_width
-        return _side(low, high), f"{evidence}, difference {mean:+.2f}, 95 % [{low:+.2f}, {high:+.2f}]"
-
-    return _metrics(claim, runs, (claim["metric"], claim["below"]), rule)
-
-
-def _metric_at_least(claim: Mapping[str, Any], runs: Runs) -> Iterable[Part]:
-    """Metric `metric` of a model is a number or more: t-interval over seeds."""
-    bound = claim["at_least"]
-
-    def rule(values: np.ndarray) -> tuple[str, str]:
-        mean, half_width = t_interval(values[:, 0])
-        if half_width is None:
-            return "undecided", f"{mean:.2f}, {ONE_SEED}"
-        low, high = mean - half_width, mean + half_width
-        outcome = "holds" if low >= bound else "fails" if high < bound else "undecided"
-        return outcome, f"{mean:.2f}, 95 % [{low:.2f}, {high:.2f}], wanted {bound:g} or more"
-
-    return _metrics(claim, runs, (claim["metric"],), rule)
-
-
-class Kind(NamedTuple):
-    """How a kind of claim is judged, and the arguments it takes: all of them, those that it may have, and no others."""
-
-    judge: Callable[[Mapping[str, Any], Runs], Iterable[Part]]
-    arguments: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-
-KINDS: dict[str, Kind] = {
-    "improves": Kind(_improves, ("pairs", "tasks")),
-    "equivalent": Kind(_equivalent, ("pairs", "tasks", "margin_pp")),
-    "no_worse": Kind(_no_worse, ("pairs", "tasks", "margin_pp")),
-    "best_of": Kind(_best_of, ("models", "among", "tasks")),
-    "metric_below": Kind(_metric_below, ("models", "tasks", "metric", "below"), ("share",)),
-    "metric_at_least": Kind(_metric_at_least, ("models", "tasks", "metric", "at_least")),
+KINDS: dict[str, Callable[[Any, Runs], Iterable[PartResult]]] = {
+    "improves": partial(_pairs, _improves),
+    "equivalent": partial(_pairs, _equivalent),
+    "no_worse": partial(_pairs, _no_worse),
+    "best_of": _best_of,
+    "metric_below": partial(_metrics, _metric_below),
+    "metric_at_least": partial(_metrics, _metric_at_least),
 }

@@ -114,8 +114,8 @@ def write_records(records: Mapping[Path, Mapping[str, Any]]) -> None:
 def read_record(path: str | Path) -> dict[str, Any]:
     """Read and validate one record.
 
-    Raises: RecordError, one line, for a torn or changed file, a missing or unknown key, a value that cannot be, or a
-    key that disagrees with the path.
+    Raises: RecordError, one line, for a torn or changed file, a missing or unknown key, an invalid value, or a key
+    that disagrees with the path.
     """
     path = Path(path)
     try:
@@ -189,7 +189,7 @@ def _to_json(value: Any, indent: str = "") -> str:
 
 
 def check_record(path: Path, record: Any) -> None:
-    """Raises: RecordError, one line, for a record that cannot be, or is not the one its path names."""
+    """Raises: RecordError, one line, for an invalid record, or one that its path does not name."""
     try:
         Record.model_validate(record)
     except ValidationError as error:

@@ -10,7 +10,7 @@ import jinja2
 import pandas as pd
 import yaml
 
-from stn.results.claims import ClaimResult, judge_claims
+from stn.results.claims import judge_claims
 from stn.results.figures import AGREEMENT_DPI, agreement_figure, learning_curves, table_figure
 from stn.results.pictures import Picture, picture, pictures_of
 from stn.results.records import DATA_KINDS, RecordError, read_record, record_path, records_root, run_key, sweeps_dir
@@ -36,45 +36,10 @@ class Run(NamedTuple):
     value: float | None  # of the metric that the cell shows
 
 
-class Cell(NamedTuple):
-    """A number of a table, the paper's beside it, and its runs."""
-
-    id: str
-    name: str
-    ours: str
-    paper: float | None
-    difference: float | None
-    verdict: str
-    n_params: int | None
-    runs: tuple[Run, ...]
-
-
-class Section(NamedTuple):
-    """A table at one protocol on one kind of data."""
-
-    id: str
-    title: str
-    note: str
-    command: str  # makes the whole table
-    spec: TableSpec
-    protocol: str
-    standin: bool
-    cells: Mapping[tuple[str, str], Cell]  # (row, task)
-    counts: Mapping[str, int]  # verdict -> cells
-    claims: tuple[ClaimResult, ...]
-    n_runs: int
-    wall_s: float  # of training, all runs together
-    agreement: Picture | None  # ours against the paper's, where it has numbers
-    plots: tuple[Picture, ...]
-    pictures: tuple[Picture, ...]
-    animations: tuple[Picture, ...]
-
-
 def write_report(results_dir: str | Path, conf_dir: str | Path, path: str | Path) -> list[str]:
     """Write the page; returns a line for everything that could not be shown, which the page states, too.
 
-    Raises: FileNotFoundError for a results folder that is not there, TableError for a table file that says something
-    impossible.
+    Raises: FileNotFoundError for a results folder that is not there, TableError for an invalid table file.
     """
     results_dir, path = Path(results_dir), Path(path)
     if not results_dir.is_dir():
@@ -107,7 +72,11 @@ def write_report(results_dir: str | Path, conf_dir: str | Path, path: str | Path
             others=[_run(record) for record in records if _identity(record) not in used],
             sweeps=[(s, [_run(record, folder="results/sweeps") for record in s.records]) for s in sweeps_of(variants)],
             searches=searches,
-            other_pictures=[p for p in pictures if not any(_belongs(p, s) for s in sections)],
+            other_pictures=[
+                p
+                for p in pictures
+                if not any(_belongs(p, s["spec"], s["id"].removeprefix(s["spec"].name)) for s in sections)
+            ],
             problems=problems,
             n_records=len(records) + len(variants),
             finished_at=max((record["finished_at"] for record in records), default=None),
@@ -135,54 +104,50 @@ def read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def section(
     spec: TableSpec, records: Sequence[Record], protocol: str, data: str, pictures: Sequence[Picture]
-) -> Section:
-    """A table of the page. Raises: RecordError for records that do not go together."""
+) -> dict[str, Any]:
+    """A table of the page, at one protocol on one kind of data. Raises: RecordError for records that do not go
+    together.
+    """
     chosen = select(spec, records, protocol, data)
     frame = table_cells(spec, chosen, protocol, data)
     stem = table_stem(spec.name, protocol, data)
     title, note = describe(spec, chosen, frame, protocol, data)
-    seeds = max(record["seed"] for record in chosen) + 1
-    command = f"python -m experiments.reproduce table={spec.name} protocol={protocol} seeds={seeds}"
+    settings = {"table": spec.name, "protocol": protocol, "seeds": max(record["seed"] for record in chosen) + 1}
     cells = _cells(stem, frame, chosen)
-    made = Section(
-        id=stem,
-        title=title,
-        note=note,
-        command=command + ("" if data == "real" else f" data={data}"),
-        spec=spec,
-        protocol=protocol,
-        standin=data != "real",
-        cells=cells,
-        counts=Counter(cell.verdict if cell.runs else "missing" for cell in cells.values()),
-        claims=tuple(judge_claims(spec, chosen)),
-        n_runs=len(chosen),
-        wall_s=sum(record["wall_s"] or 0.0 for record in chosen),
-        agreement=_agreement(spec, frame, protocol),
-        plots=_plots(spec, frame, chosen, stem),
-        pictures=(),
-        animations=(),
-    )
     suffix = stem.removeprefix(spec.name)
-    own = [p._replace(caption=p.caption.replace(f"{suffix}:", ":", 1)) for p in pictures if _belongs(p, made)]
-    return made._replace(
-        pictures=tuple(p for p in own if p.still is None), animations=tuple(p for p in own if p.still is not None)
-    )
+    own = [p._replace(caption=p.caption.replace(f"{suffix}:", ":", 1)) for p in pictures if _belongs(p, spec, suffix)]
+    return {
+        "id": stem,
+        "title": title,
+        "note": note,
+        "command": _command("reproduce", settings, data),
+        "spec": spec,
+        "protocol": protocol,
+        "standin": data != "real",
+        "cells": cells,  # by (row, task)
+        "counts": Counter(cell["verdict"] if cell["runs"] else "missing" for cell in cells.values()),
+        "claims": judge_claims(spec, chosen),
+        "n_runs": len(chosen),
+        "wall_s": sum(record["wall_s"] or 0.0 for record in chosen),  # of training, all runs together
+        "agreement": _agreement(spec, frame, protocol),
+        "plots": _plots(spec, frame, chosen, stem),
+        "pictures": [p for p in own if p.still is None],
+        "animations": [p for p in own if p.still is not None],
+    }
 
 
-def _cells(stem: str, frame: pd.DataFrame, records: Sequence[Record]) -> dict[tuple[str, str], Cell]:
+def _cells(stem: str, frame: pd.DataFrame, records: Sequence[Record]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What `table_cells` says of each cell, what it is called, and its runs."""
     cells, expected_n = {}, int(frame["n"].max())
     for i, cell in enumerate(frame.to_dict("records")):
         runs = [r for r in records if (r["model"], r["task"]) == (cell["model"], cell["task"])]
-        cells[cell["row"], cell["task"]] = Cell(
-            f"{stem}-{i}",
-            f"{cell['label']} on {cell['column']}",
-            cell_text(cell, expected_n),
-            None if pd.isna(cell["paper"]) else cell["paper"],
-            cell["difference"],
-            cell["verdict"],
-            cell["n_params"],
-            tuple(_run(record, cell["metric"]) for record in sorted(runs, key=run_key)),
-        )
+        cells[cell["row"], cell["task"]] = cell | {
+            "id": f"{stem}-{i}",
+            "name": f"{cell['label']} on {cell['column']}",
+            "ours": cell_text(cell, expected_n),
+            "paper": None if pd.isna(cell["paper"]) else cell["paper"],
+            "runs": [_run(record, cell["metric"]) for record in sorted(runs, key=run_key)],
+        }
     return cells
 
 
@@ -231,24 +196,22 @@ def _plots(spec: TableSpec, frame: pd.DataFrame, records: Sequence[Record], stem
 
 def _run(record: Record, metric: str = "test/error_pct", folder: str = "results") -> Run:
     settings = {name: record[name] for name in ("task", "model", "protocol", "seed")}
-    if record["data"] != "real":
-        settings["data"] = record["data"]
     if record["config"].get("evaluate", "test") != "test":
         settings["evaluate"] = record["config"]["evaluate"]
-    command = " ".join(["python -m experiments.train", *(f"{name}={value}" for name, value in settings.items())])
     path = record_path(records_root(folder, record["data"]), run_key(record))
+    command = _command("train", settings, record["data"])
     return Run(record, path.as_posix(), command, (record["metrics"] or {}).get(metric))
 
 
-def _belongs(shown: Picture, section: Section) -> bool:
-    """Whether a file of results/figures is one of this table's: <kind>_<task>[_…]_<protocol>[_standin]."""
-    protocol_and_data = section.id.removeprefix(section.spec.name)
-    if not shown.stem.endswith(protocol_and_data):
-        return False
-    if section.standin != shown.stem.endswith("_standin"):
-        return False
-    _, _, subject = shown.stem.removesuffix(protocol_and_data).partition("_")
-    return any(f"{subject}_".startswith(f"{task}_") for task in section.spec.tasks)
+def _command(verb: str, settings: Mapping[str, Any], data: str) -> str:
+    settings = settings if data == "real" else {**settings, "data": data}
+    return " ".join([f"python -m experiments.{verb}", *(f"{name}={value}" for name, value in settings.items())])
+
+
+def _belongs(shown: Picture, spec: TableSpec, suffix: str) -> bool:
+    """Whether a file of results/figures is one of this table's: <kind>_<task>[_…]<suffix>, _<protocol>[_standin]."""
+    _, _, subject = shown.stem.removesuffix(suffix).partition("_")
+    return shown.stem.endswith(suffix) and any(f"{subject}_".startswith(f"{task}_") for task in spec.tasks)
 
 
 def _identity(record: Record) -> tuple:

@@ -1,4 +1,4 @@
-"""What a study of Optuna found: a table of its trials, parallel coordinates, and which settings mattered."""
+"""What came of a study of Optuna: a table of its trials, parallel coordinates, and which settings mattered."""
 
 import warnings
 from pathlib import Path

@@ -57,6 +57,12 @@ class Layout(NamedTuple):
 PLAIN = Layout()
 
 
+def in_lines(groups: Sequence[Sequence[Panel]], per_line: int) -> list[list[Panel]]:
+    """Lines of so many groups of panels."""
+    starts = range(0, len(groups), per_line)
+    return [[panel for group in groups[i : i + per_line] for panel in group] for i in starts]
+
+
 def write_sheet(path: str | Path, lines: Sequence[Sequence[Panel]], title: str, layout: Layout = PLAIN) -> Path:
     """Lines of panels as a PNG."""
     return save(_figure(lines, title, layout), path)

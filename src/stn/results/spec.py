@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
-from stn.validation import Checked, checked, problem
+from stn.validation import Checked, problem
 
 NAME = r"table[a-z0-9]*"  # no underscore: files are called <name>_<protocol>
 
 
 class TableError(ValueError):
-    """A table file that says something impossible; one line that names the file and the key."""
+    """An invalid table file; one line that names the file and the key."""
 
 
 class Column(Checked):
@@ -34,16 +34,59 @@ class Row(Checked):
     metric: str
 
 
-class Claim(Checked, extra="allow"):
-    """What else it has is for its kind to read (`claims.check_claims`)."""
+Item = TypeVar("Item")
+Listed = Annotated[tuple[Item, ...], Field(strict=False)]  # a list in YAML
+Some = Annotated[tuple[Item, ...], Field(strict=False, min_length=1)]
+
+
+class Claim(Checked):
+    """What every kind of claim has; `stn.results.claims` says what a kind means."""
 
     id: str
     statement: str
-    kind: str
+    tasks: Some[str]
 
 
-Item = TypeVar("Item")
-Listed = Annotated[tuple[Item, ...], Field(strict=False)]  # a list in YAML
+class Improves(Claim):
+    """`pairs`: each a model and its baseline."""
+
+    kind: Literal["improves"]
+    pairs: Some[Annotated[tuple[str, str], Field(strict=False)]]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(model for pair in self.pairs for model in pair)
+
+
+class WithinMargin(Improves):
+    kind: Literal["equivalent", "no_worse"]
+    margin_pp: PositiveFloat
+
+
+class BestOf(Claim):
+    kind: Literal["best_of"]
+    models: Some[str]
+    among: Some[str]
+
+
+class MetricBelow(Claim):
+    """`metric` is below `share` of the metric `below`."""
+
+    kind: Literal["metric_below"]
+    models: Some[str]
+    metric: str
+    below: str
+    share: PositiveFloat = 1
+
+
+class MetricAtLeast(Claim):
+    kind: Literal["metric_at_least"]
+    models: Some[str]
+    metric: str
+    at_least: float
+
+
+AnyClaim = Annotated[Improves | WithinMargin | BestOf | MetricBelow | MetricAtLeast, Field(discriminator="kind")]
 
 
 def _once(names: list[str], what: str) -> None:
@@ -67,7 +110,7 @@ class TableSpec(Checked):
     cited: dict[str, dict[str, float]] = Field(
         default_factory=dict
     )  # label -> task -> number of others, never run here
-    claims: Listed[dict[str, Any]] = ()
+    claims: Listed[AnyClaim] = ()
     path: Path
 
     @model_validator(mode="before")
@@ -84,8 +127,12 @@ class TableSpec(Checked):
     def _fits_together(self) -> Self:
         _once([column.task for column in self.columns], "columns")
         _once([row.name for row in self.rows], "rows")
-        claims = [checked(Claim, claim, f"claims[{i}]") for i, claim in enumerate(self.claims)]
-        _once([claim.id for claim in claims], "claims")
+        _once([claim.id for claim in self.claims], "claims")
+        for claim in self.claims:
+            models = (*claim.models, *(claim.among if isinstance(claim, BestOf) else ()))
+            for names, allowed in ((models, self.models), (claim.tasks, self.tasks)):
+                if unknown := [name for name in names if name not in allowed]:
+                    raise ValueError(f"claim {claim.id!r} has {unknown[0]!r}, allowed: {', '.join(allowed)}")
         for key, numbers in (("reference", self.reference), ("cited", self.cited)):
             for row, cells in numbers.items():
                 if unknown := [task for task in cells if task not in self.tasks]:
@@ -121,10 +168,7 @@ class TableSpec(Checked):
 
 
 def read_spec(path: str | Path) -> TableSpec:
-    """Read and check a table, but for the arguments of its claims (`claims.check_claims`).
-
-    Raises: TableError, one line, naming file and key.
-    """
+    """Read and check a table. Raises: TableError, one line, naming file and key."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -56,10 +56,19 @@ def studies(folder: Path) -> list[Study]:
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of several nested settings, those that are not the same in all, by dotted name."""
-    flat = [_flat(each) for each in settings]
-    names = dict.fromkeys(name for each in flat for name in each)
-    kept = [name for name in names if len({repr(each.get(name)) for each in flat}) > 1]
-    return [{name: each.get(name) for name in kept} for each in flat]
+    leaves = [flat(each) for each in settings]
+    names = dict.fromkeys(name for each in leaves for name in each)
+    kept = [name for name in names if len({repr(each.get(name)) for each in leaves}) > 1]
+    return [{name: each.get(name) for name in kept} for each in leaves]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings, by dotted names. A range of a search, {low, high, …}, is a leaf."""
+    leaves = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping) and not {"low", "high"} & value.keys()
+        leaves |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return leaves
 
 
 def _rows(records: Sequence[Record]) -> pd.DataFrame:
@@ -77,10 +86,3 @@ def _rows(records: Sequence[Record]) -> pd.DataFrame:
         rows.append({"variant": name, **settings, "runs": state, metric: result})
     best_first = metric.endswith("error_pct")
     return pd.DataFrame(rows).sort_values([metric, "variant"], ascending=[best_first, True], ignore_index=True)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from stn.results.sheets import Layout, Panel, Stroke, write_animation, write_sheet
+from stn.results.sheets import Layout, Panel, Stroke, in_lines, write_animation, write_sheet
 
 AZIMUTH_DEG, ELEVATION_DEG = 35.0, 25.0
 HALF_VIEW = 1.5  # of the picture's side, in units of half the volume: the whole cube fits at the angles above
@@ -65,17 +65,18 @@ def shaded(volume: np.ndarray, azimuth_deg: float, elevation_deg: float, side_px
     return np.where(solid.any(axis=0), AMBIENT + (1 - AMBIENT) * cosine.clip(0, 1), np.nan)
 
 
-def volume_gallery(path: str | Path, warps: Sequence[VolumeWarp], title: str, per_line: int = 2) -> Path:
+def volume_gallery(path: str | Path, warps: Sequence[VolumeWarp], title: str) -> Path:
     """Each warp as four panels: the volume, its projection, the same after the transformer."""
-    names = ("its projection", "after the ST", "its projection")
-    lines = []
-    for i, warp in enumerate(warps):
-        if i % per_line == 0:
-            lines.append([])
-        before, after = volume_panel(warp.input, warp.caption), volume_panel(warp.output, names[1])
-        lines[-1] += [before, _projection(warp.projection_in, names[0])]
-        lines[-1] += [after, _projection(warp.projection_out, names[2])]
-    return write_sheet(path, lines, title, Layout(group=4))
+    groups = [
+        [
+            volume_panel(warp.input, warp.caption),
+            _projection(warp.projection_in, "its projection"),
+            volume_panel(warp.output, "after the ST"),
+            _projection(warp.projection_out, "its projection"),
+        ]
+        for warp in warps
+    ]
+    return write_sheet(path, in_lines(groups, per_line=2), title, Layout(group=4))
 
 
 def volume_animation(path: str | Path, steps: Mapping[int, Sequence[VolumeWarp]], title: str) -> Path:

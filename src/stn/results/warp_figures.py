@@ -4,13 +4,13 @@
 outer edge of the first pixel.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from stn.results.sheets import Layout, Panel, Stroke, write_animation, write_sheet
+from stn.results.sheets import Layout, Panel, Stroke, in_lines, write_animation, write_sheet
 
 TOP_EDGE = "#ff5a36"  # where the first row of the output is read
 GRID_LINES = "#29c7f7"
@@ -38,7 +38,7 @@ def warp_gallery(path: str | Path, warps: Sequence[Warp], title: str, per_line: 
     The grid's top edge, where the output's first row is read, is drawn orange and thick: which way is up in the output.
     """
     triples = [[Panel(w.input), _with_grid(w, lines_every, w.caption), Panel(w.output)] for w in warps]
-    return write_sheet(path, list(_in_lines(triples, per_line)), title, Layout(group=3))
+    return write_sheet(path, in_lines(triples, per_line), title, Layout(group=3))
 
 
 def training_animation(path: str | Path, steps: Mapping[int, Sequence[Warp]], title: str) -> Path:
@@ -87,8 +87,3 @@ def to_pixels(grid: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np
 
 def _with_grid(warp: Warp, lines_every: int, caption: str) -> Panel:
     return Panel(warp.input, grid_strokes(warp.grid, warp.input.shape, lines_every), caption, MARGIN)
-
-
-def _in_lines(groups: Sequence[Sequence[Panel]], per_line: int) -> Iterator[list[Panel]]:
-    for first in range(0, len(groups), per_line):
-        yield [panel for group in groups[first : first + per_line] for panel in group]

@@ -1,4 +1,4 @@
-"""Pictures of windows on images: those found and the true ones (App. A.2), and those that a network looks through
+"""Pictures of windows on images: learned beside true ones (App. A.2), and those that a network looks through
 (Sect. 4.3).
 
 *Convention*: a box is (left, top, right, bottom) in pixels from the image's top left corner.

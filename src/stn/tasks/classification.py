@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from stn.data.streams import Batch, Stream
 from stn.tasks.looks import IMAGES, Look, theta_means
 from stn.tasks.recipe import Recipe
-from stn.tasks.training import CHUNK_STEPS, Training
+from stn.tasks.training import Training
 
 # A run counts as collapsed when its last losses are no better than guessing, or its ST looks past the image.
 GUESSING_MARGIN = 0.05
@@ -34,9 +34,8 @@ class Classification(Training):
         seed: int,
         statistics: Callable | None = None,
         test_draws: int = 1,
-        chunk_steps: int = CHUNK_STEPS,
     ) -> None:
-        super().__init__(net, recipe, seed, chunk_steps)
+        super().__init__(net, recipe, seed)
         self.stream = stream
         self.statistics = statistics if hasattr(net, "observe") else None
         self.test_draws = test_draws
@@ -54,7 +53,7 @@ class Classification(Training):
         return self.stream.draw(self.recipe.batch_size, self.generator)
 
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        batch = self.part.of(self.draw_batch())
+        batch = self.slice.of(self.draw_batch())
         logits = self.net(batch.images)
         return cross_entropy(logits, batch.labels), (logits.detach(), batch.labels)
 

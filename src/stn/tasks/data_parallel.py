@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from stn.data.streams import Batch
 
 
-class Part(NamedTuple):
+class BatchSlice(NamedTuple):
     """Which of `count` equal slices of every batch this process takes.
 
     Every process draws the whole batch from the same random stream: the images are those of a run in one process.

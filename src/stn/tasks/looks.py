@@ -45,14 +45,18 @@ def look_through(warps: Sequence[Warped], batch: Batch, statistics: dict[str, fl
     return Look(rows_of(images, warps, captions), per_image, statistics)
 
 
-def rows_of(images: Tensor, warps: Sequence[Warped], captions: Sequence[str]) -> list:
-    """A `Warp` for each image, transformer and, where they are no colours, channel: images (N, C, H, W)."""
+def rows_of(images: Tensor, warps: Sequence[Warped], captions: Sequence[str] | None = None) -> list:
+    """A `Warp` for each image, transformer and, where they are not colours, channel: images (N, C, H, W).
+
+    Captions, one per image, are by default the number of the transformer where there are several.
+    """
     from stn.results.warp_figures import Warp, channel_pictures
 
+    numbers = [f"ST {k + 1}" if len(warps) > 1 else "" for k in range(len(warps))]
     return [
-        Warp(before, warped.grid[i].cpu().numpy(), after, said)
-        for i, (image, said) in enumerate(zip(images, captions, strict=True))
-        for warped in warps
+        Warp(before, warped.grid[i].cpu().numpy(), after, captions[i] if captions else number)
+        for i, image in enumerate(images)
+        for warped, number in zip(warps, numbers, strict=True)
         for before, after in zip(*(channel_pictures(x.cpu().numpy()) for x in (image, warped.image[i])), strict=True)
     ]
 

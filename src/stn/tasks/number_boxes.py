@@ -51,8 +51,8 @@ def box_statistics(boxes: Tensor, in_from_out: Tensor) -> dict[str, float]:
     linear, offset = in_from_out[:, :, :2], in_from_out[:, :, 2]
     window = torch.linalg.det(linear).abs().clamp(min=NO_AREA)
     inverse = torch.linalg.pinv(linear)
-    seen = (points - offset[:, None]) @ inverse.transpose(1, 2)
-    kept = (seen.abs() <= 1).all(-1).float().mean(1) * (window > NO_AREA)
+    in_window = (points - offset[:, None]) @ inverse.transpose(1, 2)
+    kept = (in_window.abs() <= 1).all(-1).float().mean(1) * (window > NO_AREA)
     area_before = (high - low).prod(1) / 4
     fill_after = (kept * area_before / window).clamp(max=1)
     middle = (low + high)[:, None] / 2

@@ -102,10 +102,7 @@ class Recipe(Checked):
 
         The localisation nets and regression layers of spatial transformers are a group of their own.
         """
-        parts: dict[str, list[nn.Parameter]] = {"rest": [], "localiser": []}
-        for name, parameter in net.named_parameters():
-            parts["localiser" if is_localiser(name) else "rest"].append(parameter)
-        groups = [{"params": params, "lr": self.lr_of(part)} for part, params in parts.items() if params]
+        groups = [{"params": params, "lr": self.lr_of(part)} for part, params in parts_of(net).items()]
         optimiser = self.optimiser.of(groups)
         return optimiser, self.schedule.of(optimiser, self.steps)
 
@@ -117,6 +114,14 @@ class ClassificationRecipe(Recipe):
 
     def lr_of(self, part: Literal["localiser", "rest"]) -> float:
         return self.optimiser.lr * (self.localiser_lr_multiplier if part == "localiser" else 1)
+
+
+def parts_of(net: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of the parts "rest" and "localiser" that a network has."""
+    parts: dict[str, list[nn.Parameter]] = {"rest": [], "localiser": []}
+    for name, parameter in net.named_parameters():
+        parts["localiser" if is_localiser(name) else "rest"].append(parameter)
+    return {part: params for part, params in parts.items() if params}
 
 
 def is_localiser(name: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stn.data.seeds import stream_seed
-from stn.tasks.data_parallel import Part
+from stn.tasks.data_parallel import BatchSlice
 from stn.tasks.looks import Look
 from stn.tasks.recipe import Recipe
 
@@ -40,7 +40,7 @@ class Training(pl.LightningModule):
         self.seed = seed
         self.chunk_steps = chunk_steps
         self.precision = "float32"  # or "tf32", "bf16": of training
-        self.part = Part()  # of every batch, in data-parallel training
+        self.slice = BatchSlice()  # of every batch, in data-parallel training
         self.config_hash = ""  # of the run; a checkpoint carries it, so that it is not resumed under other settings
         self.steps_done = 0  # training steps; Lightning's own counter counts chunks
         self.diverged: str | None = None  # the reason, once the training loss is no longer finite
@@ -51,7 +51,7 @@ class Training(pl.LightningModule):
         self.per_draw: dict[str, list[float]] = {}
 
     def batch_loss(self) -> tuple[Tensor, object]:
-        """The loss () of the next training batch, drawn from `self.generator`, and what `chunk_metrics` wants of it."""
+        """The loss () of the next training batch, drawn from `self.generator`, and what `chunk_metrics` needs of it."""
         raise NotImplementedError
 
     def chunk_metrics(self, outcomes: list) -> dict[str, float]:
@@ -97,10 +97,10 @@ class Training(pl.LightningModule):
         # The bare optimiser and loss.backward(): Lightning's wrappers would cost 0.4 ms a step. With several processes
         # Lightning's backward is what tells DDP, which sees one forward pass per chunk, to average the gradients.
         optimiser, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        backward = Tensor.backward if self.part.count == 1 else self.manual_backward
+        backward = Tensor.backward if self.slice.count == 1 else self.manual_backward
         losses, outcomes = [], []
         for _ in range(self.begin_chunk()):
-            with computing(self.precision, self.device), self.part.batch_norm():
+            with computing(self.precision, self.device), self.slice.batch_norm():
                 loss, outcome = self.batch_loss()
             optimiser.zero_grad()
             backward(loss)
@@ -121,13 +121,13 @@ class Training(pl.LightningModule):
         chunk = self.steps_done // self.chunk_steps
         self.generator.manual_seed(stream_seed(self.seed, "train", chunk))
         # Dropout knows only the global generator. Other masks in every process, since its images are others.
-        purpose = f"dropout/{self.part.rank}" if self.part.rank else "dropout"
+        purpose = f"dropout/{self.slice.rank}" if self.slice.rank else "dropout"
         torch.manual_seed(stream_seed(self.seed, purpose, chunk))
         return min(self.chunk_steps, self.recipe.steps - self.steps_done)
 
     def end_chunk(self, losses: Tensor, outcomes: list) -> dict[str, float]:
         """Counts a chunk's steps and adds it to the curve, unless it diverged: its mean loss and `chunk_metrics`."""
-        metrics = self.part.mean({"train/loss": losses.mean().item(), **self.chunk_metrics(outcomes)}, losses.device)
+        metrics = self.slice.mean({"train/loss": losses.mean().item(), **self.chunk_metrics(outcomes)}, losses.device)
         self.steps_done += len(losses)
         loss = metrics["train/loss"]
         if not self.diverged and not math.isfinite(loss):

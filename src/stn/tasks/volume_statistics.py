@@ -1,15 +1,13 @@
 """What a 3D spatial transformer does to a test set: its theta, where its grid lies, how it turns the plates."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stn.data.streams import Batch
-from stn.tasks.looks import caption
-from stn.tasks.warp_statistics import rotation_deg, spread_deg
+from stn.tasks.looks import Look, caption
+from stn.tasks.warp_statistics import TransformerStatistics, rotation_deg, spread_deg
 from stn.transform import Warped
 
 VOLUMES = 2  # in a picture: one takes half a second to draw
@@ -25,12 +23,8 @@ def tilt_deg(turn: Tensor) -> Tensor:
     return torch.atan2(view[:, :2].norm(dim=1), view[:, 2].abs()).rad2deg()
 
 
-class VolumeLook(NamedTuple):
-    """As `Look`, of volumes."""
-
-    warps: Sequence  # of stn.results.volume_figures.VolumeWarp
-    per_image: int
-    statistics: dict[str, float]
+class VolumeLook(Look):
+    """As `Look`, of volumes; its `warps` are `stn.results.volume_figures.VolumeWarp`."""
 
     def draw(self, path: Path, title: str) -> Path:
         """The surface and the projection, before and after."""
@@ -43,14 +37,13 @@ class VolumeStatistics:
     """Gathers what the transformer of a network does to volumes, and sums it up as metrics."""
 
     def __init__(self) -> None:
-        self.theta, self.inside, self.digits = [], [], []
+        self.of_transformer, self.digits = TransformerStatistics(), []
         self.before, self.after = [], []  # (N, 3, 3), from directions of the input, or output, to the plate's frame
 
     def add(self, warps: list[Warped], batch: Batch) -> None:
         (warped,) = warps
         turn = batch.src_from_out[:, 0, :, :3]
-        self.theta.append(warped.theta.cpu())
-        self.inside.append((warped.grid.abs() <= 1).all(-1).float().flatten(1).mean(1).cpu())
+        self.of_transformer.add(warped, None)
         self.digits.append(batch.digits[:, 0].cpu())
         self.before.append(turn.cpu())
         self.after.append((turn @ warped.theta[:, :, :3]).cpu())
@@ -72,9 +65,7 @@ class VolumeStatistics:
         plates in the input and in the output. `angle_std_before_deg`, `angle_std_after_deg`: spread of the rotation in
         the picture plane, within each class.
         """
-        theta, digits = torch.cat(self.theta), torch.cat(self.digits)
-        summary = {"grid_inside": torch.cat(self.inside).mean().item()}
-        summary |= {f"theta_std_{i}": std for i, std in enumerate(theta.flatten(1).std(0).tolist())}
+        summary, digits = self.of_transformer.summary(), torch.cat(self.digits)
         for place, turns in (("before", torch.cat(self.before)), ("after", torch.cat(self.after))):
             summary[f"tilt_{place}_deg"] = tilt_deg(turns).mean().item()
             summary[f"angle_std_{place}_deg"] = spread_deg(rotation_deg(turns[:, :2, :2]), digits)

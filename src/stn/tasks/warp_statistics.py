@@ -72,24 +72,22 @@ def spread_deg(angles_deg: Tensor, labels: Tensor) -> float:
     return deviations_deg(angles_deg, labels).square().mean().sqrt().item()
 
 
-def robust_spread_deg(angles_deg: Tensor, labels: Tensor, symmetric: Collection[int] = SYMMETRIC_DIGITS) -> float:
+def robust_spread_deg(angles_deg: Tensor, labels: Tensor) -> float:
     """The same by the median absolute deviation, scaled to equal the standard deviation of a normal distribution; of
-    `symmetric` classes up to half a turn.
+    `SYMMETRIC_DIGITS` up to half a turn.
     """
-    return NORMAL_PER_MAD * deviations_deg(angles_deg, labels, symmetric).abs().median().item()
+    return NORMAL_PER_MAD * deviations_deg(angles_deg, labels, SYMMETRIC_DIGITS).abs().median().item()
 
 
-def rotation_kept(
-    before_deg: Tensor, after_deg: Tensor, labels: Tensor, symmetric: Collection[int] = SYMMETRIC_DIGITS
-) -> float:
+def rotation_kept(before_deg: Tensor, after_deg: Tensor, labels: Tensor) -> float:
     """Which share of the digits' rotation is still there: 1 when nothing was undone, 0 when all stand alike.
 
     The slope of a line through the origin, by least squares, of the deviation after on the deviation before, each from
     the mean of their own class. Unlike a spread it leaves out by how much the handwriting of a class differs.
-    Digits of `symmetric` classes count only where there are no others: turned by -90° to 90° they have no mean.
+    `SYMMETRIC_DIGITS` count only where there are no others: turned by -90° to 90° they have no mean.
     NaN where no two digits of a class differ in their angles.
     """
-    counted = ~torch.isin(labels, torch.tensor(list(symmetric), device=labels.device))
+    counted = ~torch.isin(labels, torch.tensor(SYMMETRIC_DIGITS, device=labels.device))
     counted |= ~counted.any()
     before, after = (deviations_deg(angles[counted], labels[counted]) for angles in (before_deg, after_deg))
     turned = before.square().sum()
@@ -122,14 +120,14 @@ class WarpStatistics:
     """Gathers what the transformers of a network do to a test set, and sums it up as metrics."""
 
     def __init__(self) -> None:
-        self.of_transformer: list[_OfTransformer] = []
+        self.of_transformer: list[TransformerStatistics] = []
         self.before: list[Tensor] = []
         self.digits: list[Tensor] = []
 
     def add(self, warps: list[Warped], batch: Batch) -> None:
         """What each transformer did to a batch. Poses are known where the batch has `src_from_out`."""
         if not self.of_transformer:
-            self.of_transformer = [_OfTransformer() for _ in warps]
+            self.of_transformer = [TransformerStatistics() for _ in warps]
         for statistics, warped in zip(self.of_transformer, warps, strict=True):
             statistics.add(warped, batch.src_from_out)
         if batch.src_from_out is not None:
@@ -181,7 +179,9 @@ def _after(before: Pose, after: Pose, labels: Tensor) -> dict[str, float]:
     return spreads if math.isnan(kept) else spreads | {"angle_kept": kept}
 
 
-class _OfTransformer:
+class TransformerStatistics:
+    """Of one transformer, of images or volumes: theta, its grid, and the poses that it leaves."""
+
     def __init__(self) -> None:
         self.theta, self.inside, self.folded, self.after = [], [], [], []
 

@@ -3,8 +3,6 @@
 Windows and boxes are (x0, y0, x1, y1), parts (x, y, visible), all in pixels of the same image.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,50 +61,27 @@ def random_windows(n_images: int, n_windows: int, scale: float, image_px: int, g
     return torch.cat([corner, corner + side], dim=-1)
 
 
-@dataclass(frozen=True)
-class WindowReport:
-    """One window over a test set.
-
-    `region` is the one it falls on in most images, `consistency` in which share of them, `by_region` the shares of all.
-    `baseline_mean` is the largest such share that windows at random places reach on average, and `p_value` how often
-    they reach `consistency` (one-sided, never 0). `parts` is, for each part, the share of the images in which it is
-    visible where the window holds it; NaN for one never visible.
-    """
-
-    region: str
-    consistency: float
-    by_region: dict[str, float]
-    baseline_mean: float
-    p_value: float
-    parts: dict[str, float]
-
-
 def report_windows(
     windows_px: Tensor, parts: Tensor, part_names: tuple[str, ...], image_px: int, generator: torch.Generator
-) -> list[WindowReport]:
+) -> list[dict[str, float]]:
     """What each of the n windows looks at, beside windows of its size at random places in the same images.
 
+    `region_<region>` is the share of the images in which the window falls on that region, `consistency` the largest of
+    them; `random_consistency` is the largest that windows at random places reach on average, and `p_value` how often
+    they reach `consistency` (one-sided, never 0).
     Shapes: windows_px (N, n, 4), parts (N, P, 3). The windows' scale is taken from the first.
     """
     windows_px, parts = windows_px.cpu(), parts.cpu()
-    n_images = len(parts)
     frequencies = region_frequencies(window_regions(windows_px, parts, part_names))
     scale = float(windows_px[0, 0, 2] - windows_px[0, 0, 0]) / image_px
-    random = random_windows(n_images, BASELINE_DRAWS, scale, image_px, generator).cpu()
+    random = random_windows(len(parts), BASELINE_DRAWS, scale, image_px, generator).cpu()
     baseline = region_frequencies(window_regions(random, parts, part_names)).amax(1)
-    held, visible = parts_inside(windows_px, parts).sum(0), (parts[..., 2] > 0).sum(0)
-    names = tuple(REGIONS)
-    reports = []
-    for shares, part_shares in zip(frequencies, held / visible, strict=True):
-        consistency, region = shares.max(0)
-        reports.append(
-            WindowReport(
-                region=names[int(region)],
-                consistency=float(consistency),
-                by_region=dict(zip(names, shares.tolist(), strict=True)),
-                baseline_mean=float(baseline.mean()),
-                p_value=(1 + int((baseline >= consistency).sum())) / (1 + BASELINE_DRAWS),
-                parts=dict(zip(part_names, part_shares.tolist(), strict=True)),
-            )
-        )
-    return reports
+    return [
+        {f"region_{region}": share for region, share in zip(REGIONS, shares.tolist(), strict=True)}
+        | {
+            "consistency": float(shares.max()),
+            "random_consistency": float(baseline.mean()),
+            "p_value": (1 + int((baseline >= shares.max()).sum())) / (1 + BASELINE_DRAWS),
+        }
+        for shares in frequencies
+    ]

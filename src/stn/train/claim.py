@@ -1,16 +1,12 @@
 """Which process trains a run: two at once would spoil each other's checkpoint."""
 
+import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from stn.settings import RunSettings
 from stn.train.stopped import Busy
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is claimed
-    fcntl = None
 
 
 @contextmanager
@@ -28,8 +24,7 @@ def held_file(path: Path, complaint: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Busy(f"{complaint} (it holds {path}); give the same command again when that has ended") from error
         yield

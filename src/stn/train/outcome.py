@@ -53,7 +53,7 @@ def outcome(run: RunSettings, built: Built, device: str, error: Exception | None
 
 
 def _not_finite(module: Training) -> str | None:
-    """Which number of the test cannot be: the last training step may ruin a net whose losses were finite."""
+    """Which number of the test is not finite: the last training step may ruin a net whose losses were finite."""
     bad = (
         f"{name} is {value} after the last step" for name, value in module.metrics.items() if not math.isfinite(value)
     )

@@ -8,15 +8,15 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from stn.settings import RunSettings
 from stn.tasks.classification import Classification
-from stn.tasks.data_parallel import Part
+from stn.tasks.data_parallel import BatchSlice
 from stn.tasks.training import Training
 
 OUTSIDE = ("RANK", "SLURM_PROCID")  # what torchrun and srun tell each process
 
 
-def part_of(run: RunSettings) -> Part:
+def slice_of(run: RunSettings) -> BatchSlice:
     """The slice of every batch that this process of a run takes; `rank` 0 writes what is to be written."""
-    return Part(rank_zero_only.rank if run.processes > 1 else 0, run.processes)
+    return BatchSlice(rank_zero_only.rank if run.processes > 1 else 0, run.processes)
 
 
 def trainer_options(run: RunSettings) -> dict:
@@ -33,7 +33,7 @@ def trainer_options(run: RunSettings) -> dict:
 
 
 def check_parallel(run: RunSettings, module: Training) -> None:
-    """Raises: ValueError for a run that cannot be spread over the processes wanted, or not from here."""
+    """Raises: ValueError for a run that cannot be spread over so many processes, or not from here."""
     count, devices, nodes = run.processes, run.trainer.devices, run.trainer.num_nodes
     if count == 1:
         return

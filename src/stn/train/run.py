@@ -21,7 +21,7 @@ from stn.train.checkpoints import Checkpoints, checkpoint_file, usable
 from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
 from stn.train.outcome import outcome
-from stn.train.parallel import check_parallel, part_of, trainer_options
+from stn.train.parallel import check_parallel, slice_of, trainer_options
 from stn.train.provenance import arithmetic, cost_of_bf16, device_name, versions
 from stn.train.stack import Stack
 from stn.train.stopped import Interrupted, Stopped
@@ -47,8 +47,8 @@ def train(
     """Trains and tests runs, together where there are several (of one `stack_key`); writes and returns their records.
 
     `progress` is called with the number of steps done, now and then. `deadline`: a time.time() at which to stop.
-    `callbacks`: of Lightning; one may end the training by raising a `Stopped`. `done` is asked when the runs are this
-    process's: a run of which it knows the record is not trained.
+    `callbacks`: of Lightning; one may end the training by raising a `Stopped`. `done` is asked once this process
+    holds the runs: one whose record it knows is not trained.
     Raises: ValueError or DataError for settings or data that cannot be run; nothing is recorded then. Busy when another
     process trains one of the runs. OutOfTime at the deadline; nothing is recorded either, and the next call goes on,
     as after an OSError or an error of the device, and after an Interrupted: what is around training and test failed, a
@@ -57,7 +57,7 @@ def train(
     """
     for run in runs:
         network(run)  # what cannot be built is refused before a file is made
-    writes = part_of(runs[0]).rank == 0  # of the processes that train a run together, the first
+    writes = slice_of(runs[0]).rank == 0  # of the processes that train a run together, the first
     with claimed(runs if writes else []):
         records = {run.record_file: done(run) for run in runs}
         todo = [run for run in runs if records[run.record_file] is None]
@@ -94,10 +94,10 @@ def _built(run: RunSettings) -> Built:
         raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
     torch.set_num_threads(run.threads)
     built = build(run)
-    built.module.precision, built.module.part = run.precision, part_of(run)
+    built.module.precision, built.module.slice = run.precision, slice_of(run)
     check_parallel(run, built.module)
     run.record_file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=run.record_file.parent):  # a folder that takes no record is found now
+    with tempfile.TemporaryFile(dir=run.record_file.parent):  # a folder that cannot be written is noticed now
         pass
     return built
 
@@ -107,8 +107,8 @@ def _recorded(
     runs: Sequence[RunSettings], builts: Sequence[Built], trainer: pl.Trainer, tracked: Tracked
 ) -> Iterator[dict[Path, Record]]:
     """Training and test happen inside; when they end, or an error ends them, weights and records are written."""
-    part, records, error = builts[0].module.part, {}, None
-    device = device_name(trainer.strategy.root_device, part.count)
+    ours, records, error = builts[0].module.slice, {}, None
+    device = device_name(trainer.strategy.root_device, ours.count)
     try:
         yield records
     except SystemExit as stop:  # what Lightning makes of Ctrl+C
@@ -116,7 +116,7 @@ def _recorded(
     except PASSING:
         raise
     except Exception as raised:
-        if part.count > 1:
+        if ours.count > 1:
             raise  # most likely another process was lost, which says nothing about the run
         if not _began_in_the_run(raised):
             told = " ".join(f"{type(raised).__name__}: {raised}".split())[:500]
@@ -126,9 +126,9 @@ def _recorded(
         error = raised
     for run, built in zip(runs, builts, strict=True):
         record = records[run.record_file] = outcome(run, built, device, error)
-        if part.rank == 0 and record["status"] in ("ok", "collapsed"):
+        if ours.rank == 0 and record["status"] in ("ok", "collapsed"):
             save(built.module.net.state_dict(), run.folder / "weights.pt")
-    if part.rank == 0:
+    if ours.rank == 0:
         # Together: a stack that lost some of its runs to a full disk could not go on from its checkpoint.
         write_records({run.record_file: records[run.record_file] for run in runs if not error or not run.recorded()})
         for run in runs:
@@ -166,7 +166,7 @@ def _trainer(run: RunSettings, folder: Path, logger, callbacks: list[Callback]) 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's advice on what is meant so."""
+    """Without Lightning's advice about what is intended."""
     with warnings.catch_warnings():
         for about in ("does not have many workers", "`srun` command is available", "LeafSpec"):
             warnings.filterwarnings("ignore", message=f".*{about}.*")

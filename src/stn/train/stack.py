@@ -35,7 +35,7 @@ class Stack(pl.LightningModule):
             raise ValueError("the runs of a stack must have the same network, steps and batch size")
         self.replicas = nn.ModuleList(replicas)
         self.config_hash = ""  # as of a single run
-        self.recipe, self.part = replicas[0].recipe, replicas[0].part
+        self.recipe, self.slice = replicas[0].recipe, replicas[0].slice
 
     @property
     def steps_done(self) -> int:

@@ -1,4 +1,4 @@
-"""Why a run ends without a record: the same command goes on with it later. Imports no torch."""
+"""Why a run ends without a record: the same command continues it later. Imports no torch."""
 
 
 class Stopped(Exception):

@@ -1,1 +1,1 @@
-"""What can be seen of a run while it trains: W&B, pictures, snapshots."""
+"""How a run is watched while it trains: W&B, pictures, snapshots."""

@@ -6,7 +6,7 @@ import wandb
 from torch import Tensor
 
 from stn.nets.budget import count_parameters
-from stn.tasks.recipe import is_localiser
+from stn.tasks.recipe import parts_of
 
 MAX_CHART_CLASSES = 50  # of a confusion matrix as a W&B chart, which has a row per cell; larger ones are a picture
 
@@ -24,9 +24,7 @@ class Telemetry(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.wandb_run.log_hyperparams({"n_params": count_parameters(module.net)})
-        self.parts: dict[str, list[Tensor]] = {}
-        for name, parameter in module.net.named_parameters():
-            self.parts.setdefault("localiser" if is_localiser(name) else "rest", []).append(parameter)
+        self.parts = parts_of(module.net)
         self.steps, self.seconds = module.steps_done, module.train_s
         if module.steps_done:  # resumed: the row of the chunk that a checkpoint ended is written by nobody else
             last = {name: values[-1] for name, values in module.curve.items() if name != "step"}

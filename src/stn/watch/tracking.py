@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class NotStarted(ValueError):
-    """What was to track a run is not there; one line, with the remedy."""
+    """What should track a run is not available; one line, with the remedy."""
 
 
 class WandbRun(Logger):
-    """One W&B run, as a logger of Lightning. Its failing does not end the training: it goes on offline, and says so."""
+    """One W&B run, as a logger of Lightning. When it fails, the training goes on, tracked offline, with a warning."""
 
     def __init__(self, **options: Any) -> None:
         """`options`: of wandb.init. Raises: NotStarted, with the remedy."""
