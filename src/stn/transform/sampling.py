@@ -59,7 +59,7 @@ def _sample(image: Tensor, grid: Tensor, kernel: str, padding: str, antialias: b
     with torch.no_grad():  # so that no copy is kept for the gradient, which grid_sample makes zero that far outside
         F.hardtanh(grid, -GRID_LIMIT, GRID_LIMIT, inplace=True)  # clamp_, for which vmap has a rule
     out = _sample_mipmap(image, grid, kernel, padding) if antialias else _read(image, grid, kernel, padding)
-    with torch.no_grad():  # a point that is not a number: grid_sample makes a pixel of it, 0 times it is added, 0 or NaN
+    with torch.no_grad():  # grid_sample makes a pixel of a point that is not a number: 0 times it is added, 0 or NaN
         for axis in grid.unbind(-1):
             out.add_(axis.unsqueeze(1), alpha=0)
     return out
