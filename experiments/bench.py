@@ -6,7 +6,8 @@ its parts; the achieved part of the machine's speed in matrix products.
 precision: the error of whole runs in that precision beside float32, seed by seed, on held-out training digits;
 convolutions: the same with those in the frequency domain beside direct ones. Both only on demand, since they train.
 growth: the CNN's step against canvas, batch and replicas, on the CPU; with a figure.
-Writes results/bench/<what>_<cpu|cuda>.json; ratios within one run, since machines are shared and noisy.
+Writes results/bench/<what>_<cpu|cuda>.json, with the task behind it where that is not mnist_r; ratios within one run,
+since machines are shared and noisy.
 """
 
 import json
@@ -18,6 +19,7 @@ from experiments.config import compose_run, quoted
 from stn.results.bench_figures import growth_figure
 from stn.settings import RunSettings
 
+USUAL_TASK = "mnist_r"
 MODELS = {
     "loop": ["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"],
     "step": ["fcn", "cnn"] + [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")],
@@ -58,7 +60,8 @@ def bench(settings: dict) -> None:
             "versions": versions(),
             "git": git_state(),
         }
-        path = write(options.results_dir, f"{what}_{options.device}", _rounded(record))
+        name = "_".join([what, options.device, *([options.task] if options.task != USUAL_TASK else [])])
+        path = write(options.results_dir, name, _rounded(record))
         if what == "growth":
             print(f"wrote {growth_figure(path.with_suffix('.png'), record)}")
 
