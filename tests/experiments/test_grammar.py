@@ -82,6 +82,17 @@ def test_an_unknown_key_is_one_line_with_those_there_are(monkeypatch, capsys, na
     assert all(key in error for key in keys(name))
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_no_key_has_the_name_of_a_group(name):
+    """Hydra takes `task=…` for the group's option, and a key of that name could not be set at all."""
+    assert not {folder.name for folder in CONF.iterdir() if folder.is_dir()} & set(keys(name))
+
+
+def test_a_benchmark_can_be_told_its_task():
+    assert cli.named(compose_config("bench", ["task=mnist_rts"]), "bench")["task"] == "mnist_rts"
+    assert cli.named(compose_config("bench_svhn", ["task=svhn_128"]), "bench_svhn")["task"] == "svhn_128"
+
+
 @pytest.mark.parametrize("name", sorted(set(VERBS) - {"train", "reproduce", "sweep"}))
 @pytest.mark.parametrize("word", ["mnist", "--check", "=1"])
 def test_a_word_that_is_no_key_and_value_is_refused_in_a_line(monkeypatch, capsys, name, word):
