@@ -18,7 +18,7 @@ from stn.tasks.looks import rows_of
 
 # Right of Table 1. Column -> one baseline, one ST model.
 TABLE1 = {
-    "mnist_r": ("cnn", "st_cnn_affine"),
+    "mnist_r": ("cnn", "st_cnn_tps"),
     "mnist_rts": ("cnn", "st_cnn_affine"),
     "mnist_p": ("cnn", "st_cnn_projective"),
     "mnist_e": ("cnn", "st_cnn_tps"),
