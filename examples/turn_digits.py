@@ -42,10 +42,7 @@ def turn(model: Path, picture: Path, seed: int = 0) -> list[int]:
 
 
 def main() -> None:
-    models = sorted((HERE / "models").glob(f"*_st_*{SUFFIX}"))
-    if len(sys.argv) < 2 and not models:
-        raise SystemExit("no model in examples/models: train one, then python -m experiments.export")
-    model = Path(sys.argv[1]) if len(sys.argv) > 1 else models[0]
+    model = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "models" / f"mnist_rts_st_cnn_tps{SUFFIX}"
     picture = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("turned_digits.png")
     print(f"read {turn(model, picture)}; wrote {picture}")
 

@@ -1,4 +1,4 @@
-"""Test trained weights: python -m experiments.evaluate weights=examples/models/mnist_rts_st_cnn_affine.safetensors
+"""Test trained weights: python -m experiments.evaluate weights=examples/models/mnist_rts_st_cnn_tps.safetensors
 
 On their own task or any other that they fit (same family, images and labels of the same shape). Prints what a record
 would state and draws what the spatial transformers do; no record is written, so nothing slips into a table.

@@ -138,6 +138,15 @@ def test_the_models_that_are_committed_are_small_and_on_the_card():
     assert all(path.name in card for path in files)
 
 
+def test_the_example_reads_its_digits_with_a_committed_model(tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "turned.png"
+    monkeypatch.setattr("sys.argv", ["turn_digits.py", str(MODELS / f"mnist_rts_st_cnn_tps{SUFFIX}"), str(picture)])
+    runpy.run_path(str(ROOT / "examples" / "turn_digits.py"), run_name="__main__")
+    read = json.loads(capsys.readouterr().out.partition(";")[0].removeprefix("read "))
+    assert sum(digit == place for place, digit in enumerate(read)) >= 9  # one drawing of each, distorted
+    assert picture.exists()
+
+
 def test_a_sweep_of_wandb_is_told_settings_that_there_are():
     import yaml
 
