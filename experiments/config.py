@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from stn.settings import RunSettings, differences, run_settings
+from stn.results.records import flat
+from stn.settings import RunSettings, run_settings
 
 OF_THE_COMMAND = ("launcher", "workers", "sweep", "storage")  # how many runs are trained, and where
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -43,8 +44,9 @@ def of_run(config: DictConfig) -> dict:
 def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
     """Raises: ValueError where the protocol differs from `plain` in something that does not concern this run."""
     cell = (run.task.name, run.model.name)
-    its = [(run.task.family,), ("notes", run.task.family), ("steps_of", *cell)]
-    for path in differences(composed["protocol"], plain["protocol"]):
+    its = [[run.task.family], ["notes", run.task.family], ["steps_of", *cell]]
+    changed, usual = flat(composed["protocol"]), flat(plain["protocol"])
+    for path in (name.split(".") for name in changed | usual if changed.get(name) != usual.get(name)):
         if not any(path[: len(own)] == own[: len(path)] for own in its):
             raise ValueError(
                 f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{run.task.family}"

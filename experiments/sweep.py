@@ -12,8 +12,7 @@ from experiments.cli import main
 from experiments.config import OF_THE_COMMAND, compose_config, refuse_unread, resolved
 from experiments.jobs import Load, carry_out
 from experiments.progress import OUT_OF_TIME, console, deadline_of
-from stn.results.records import config_hash
-from stn.results.sweeps import flat
+from stn.results.records import config_hash, flat
 from stn.settings import RunSettings, check_batch, run_settings
 from stn.train.claim import held_file
 

@@ -1,12 +1,11 @@
 """What a run is: an object, checked once, that knows its key, folder, record file and hash. Imports no torch."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, JsonValue, NonNegativeInt, PlainValidator, PositiveInt
 
-from stn.results.records import Name, RunKey, config_hash, read_record, record_path, records_root, sweeps_dir
+from stn.results.records import Name, RunKey, config_hash, flat, read_record, record_path, records_root, sweeps_dir
 from stn.validation import Checked, checked
 
 Stack = Literal["auto", True, False]
@@ -163,28 +162,18 @@ class RunSettings(Experiment):
         Its record goes to results_dir/sweeps, its protocol is called <protocol>-<hash of the settings>, and its note
         ends with what is not as in `of`, the run that it departs from.
         """
-        stated = self.config
-        departures = [path for path in differences(stated, of.config) if path[0] not in ("seed", "protocol_note")]
-        here = ", ".join(f"{'.'.join(path).removeprefix('recipe.')}={at(stated, path)}" for path in departures)
+        usual = flat(of.config)
+        departures = {name: value for name, value in flat(self.config).items() if usual.get(name) != value}
+        here = ", ".join(
+            f"{name.removeprefix('recipe.')}={value}"
+            for name, value in departures.items()
+            if name not in ("seed", "protocol_note")
+        )
         return self.changed(
             protocol=f"{self.protocol}-{self.hash[:8]}",
             results_dir=sweeps_dir(self.results_dir),
             protocol_note="; but ".join(filter(None, (of.protocol_note, here))),
         )
-
-
-def differences(a: object, b: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The paths of the leaves in which two nested dicts differ."""
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return [] if a == b else [path]
-    return [leaf for key in (a | b) for leaf in differences(a.get(key), b.get(key), (*path, key))]
-
-
-def at(nested: object, path: Sequence[str]) -> object:
-    """What stands at a path of nested dicts, None where nothing does."""
-    for key in path:
-        nested = nested.get(key) if isinstance(nested, dict) else None
-    return nested
 
 
 def run_settings(composed: dict[str, Any]) -> RunSettings:

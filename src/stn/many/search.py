@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 
 from stn.families import family
 from stn.many.grouping import stacks
-from stn.results.sweeps import flat
+from stn.results.records import flat
 from stn.settings import RunSettings
 from stn.train.checkpoints import checkpoint_file
 from stn.train.run import train

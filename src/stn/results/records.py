@@ -72,6 +72,15 @@ def config_hash(config: Mapping[str, Any], without: Iterable[str] = ("seed", "pr
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings, by dotted names. A range of a search, {low, high, …}, is a leaf."""
+    leaves = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping) and not {"low", "high"} & value.keys()
+        leaves |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return leaves
+
+
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
     """Validate, then write in one step: a reader sees the old file or the new one, never half of it.
 

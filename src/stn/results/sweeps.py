@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stn.results.records import run_key
+from stn.results.records import flat, run_key
 
 Record = Mapping[str, Any]
 NOT_SETTINGS = ("seed", "protocol_note")
@@ -60,15 +60,6 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     names = dict.fromkeys(name for each in leaves for name in each)
     kept = [name for name in names if len({repr(each.get(name)) for each in leaves}) > 1]
     return [{name: each.get(name) for name in kept} for each in leaves]
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested settings, by dotted names. A range of a search, {low, high, …}, is a leaf."""
-    leaves = {}
-    for name, value in settings.items():
-        nested = isinstance(value, Mapping) and not {"low", "high"} & value.keys()
-        leaves |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return leaves
 
 
 def _rows(records: Sequence[Record]) -> pd.DataFrame:

@@ -57,7 +57,7 @@ def _sample(image: Tensor, grid: Tensor, kernel: str, padding: str, antialias: b
     dtype = torch.promote_types(image.dtype, grid.dtype)
     image, grid = image.to(dtype), grid.to(dtype, copy=True)
     with torch.no_grad():  # so that no copy is kept for the gradient, which grid_sample makes zero that far outside
-        F.hardtanh(grid, -GRID_LIMIT, GRID_LIMIT, inplace=True)  # clamp_, for which vmap has a rule
+        F.hardtanh(grid, -GRID_LIMIT, GRID_LIMIT, inplace=True)  # what clamp_ does; vmap has no rule for that
     out = _sample_mipmap(image, grid, kernel, padding) if antialias else _read(image, grid, kernel, padding)
     with torch.no_grad():  # grid_sample makes a pixel of a point that is not a number: 0 times it is added, 0 or NaN
         for axis in grid.unbind(-1):
