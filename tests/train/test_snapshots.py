@@ -96,7 +96,7 @@ def test_snapshots_are_few_begin_early_and_include_the_end(chunks):
 
 @pytest.mark.parametrize(
     ("task", "model", "columns"),
-    [("mnist_r", "st_cnn_affine", warps.ANIMATED_IMAGES), ("addition", "st2_fcn_affine", 8)],
+    [("mnist_r", "st_cnn_tps", warps.ANIMATED_IMAGES), ("addition", "st2_fcn_affine", 8)],
 )
 def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, tmp_path, task, model, columns):
     settings = settings_of(task, model, "protocol.addition.steps=60", steps=60, batch_size=4)
