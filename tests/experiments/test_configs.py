@@ -7,7 +7,10 @@ import tomllib
 import pytest
 import yaml
 
+from experiments.cli import named
 from experiments.config import CONF, compose_config, compose_run, options
+from experiments.prepare import prepare
+from stn import families
 from stn.data.distortions import distortion
 from stn.families import FAMILIES
 from stn.nets.budget import TOLERANCE, build_within_budget, count_parameters
@@ -15,6 +18,7 @@ from stn.nets.mnist import Architecture, Cnn
 from stn.results.tables import load_table
 
 ROOT = CONF.parent
+DATA_SETS = families.data_sets()
 PROTOCOLS = ("smoke", "quick", "fast", "paper")
 MNIST = ("mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc")
 TABLE_1_MODELS = [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")] + ["fcn", "cnn"]
@@ -30,6 +34,16 @@ def parameters(architecture, canvas, classes, pool, budget):
     """Tasks and protocols that ask for the same network share it."""
     net, _ = build_within_budget(lambda widths: architecture.build((1, *canvas), widths, classes, pool), budget)
     return count_parameters(net)
+
+
+@pytest.mark.parametrize("data_set", ["cub", "svhn"])
+def test_preparing_a_data_set_prepares_every_task_that_shows_its_pictures(monkeypatch, data_set):
+    prepared = []
+    monkeypatch.setattr(families, "prepare", lambda run: prepared.append(run.task.name))
+    monkeypatch.setattr(families, "data_sets", lambda: {name: s._replace(fetch=print) for name, s in DATA_SETS.items()})
+    prepare(named(compose_config("prepare", [f"dataset={data_set}", "protocol=part"]), "prepare"))
+    shown = {task for task in options("task") if task.startswith(data_set)}
+    assert set(prepared) == shown - {"cub_pretrain", "svhn_64_drawn", "svhn_64_both"}  # these are (partly) drawn
 
 
 @pytest.mark.parametrize("model", TABLE_1_MODELS)

@@ -25,7 +25,8 @@ from stn.validation import Checked
 DATA = ("real", "subset", "standin")
 PART, PART_CLASSES = "cub", 12  # of conf/subset
 HELDOUT, STACKS = True, False
-DATA_SET = DataSet("CUB-200-2011", fetch_cub, (("cub_224", "cub_cnn"), ("cub_448", "cub_cnn")))
+RUNS = (("cub_224", "cub_cnn"), ("cub_448", "cub_cnn"), ("cub_coloc", "coloc_st"))  # each has pictures of its own size
+DATA_SET = DataSet("CUB-200-2011", fetch_cub, RUNS)
 CLASSES = 200
 HELDOUT_EVERY = 6  # evaluate=heldout: every sixth training bird
 PRETRAINING = ("cub_pretrain", "cub_cnn")  # task and model of the run whose weights `pretrained: cub_pretrain` takes
