@@ -77,7 +77,7 @@ def search_windows(
     first = bounds.at_random(bounds.scale_min * (ratio * share).exp(), generator)
     first_crops = encoded(first)
     random = first_crops[:, :RANDOM_CROPS]
-    chosen = _best_prototype(first_crops, random, generator, n_prototypes)
+    chosen = best_prototype(first_crops, random, generator, n_prototypes)
     windows, crops = first[each, chosen], first_crops[each, chosen]
     for _ in range(REFINEMENTS):
         near = torch.cat([windows[:, None], _around(windows, n_windows // REFINEMENTS, bounds, generator)], dim=1)
@@ -95,7 +95,7 @@ def search_windows(
     return windows
 
 
-def _best_prototype(crops: Tensor, random: Tensor, generator: torch.Generator, n_prototypes: int) -> Tensor:
+def best_prototype(crops: Tensor, random: Tensor, generator: torch.Generator, n_prototypes: int) -> Tensor:
     """Which window each image takes: crops (N, P, F), random crops (N, R, F) -> (N,)."""
     n = len(crops)
     each = torch.arange(n, device=crops.device)

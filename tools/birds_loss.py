@@ -1,0 +1,127 @@
+"""What the loss of co-localisation prefers on birds (docs/part.md): python -m tools.birds_loss data=subset [...]
+
+Encodes random windows of every photograph once, and lets the search by the loss choose among them (no window is tried
+that is not there, no descent): with the layers of the encoder one by one and together, with the random crops of the
+loss taken from the same picture, as in the paper, or from the other species' pictures, and with less room for the
+scale. Beside them, what choosing by the true boxes would give. Any override of experiments.train may follow. Writes no
+record.
+"""
+
+import itertools
+import math
+import sys
+
+import torch
+from torch import Tensor
+
+from experiments.config import compose_run
+from stn.data.cub import center_crop
+from stn.data.seeds import stream_seed
+from stn.families import build, cub_coloc
+from stn.nets.windows import window_boxes_px
+from stn.tasks.colocalisation import CORRECT_IOU, Colocalisation, iou
+from stn.tasks.window_parts import REGIONS, window_regions
+from stn.tasks.window_search import RANDOM_CROPS, REFINEMENTS, best_prototype, squared_distances
+
+WINDOWS = 160  # of each photograph
+RANGES = ((0.45, 0.9), (0.55, 0.85), (0.62, 0.75))  # of the window's scale
+NEGATIVES = ("same picture", "other species")
+
+
+def birds_loss(overrides: list[str]) -> None:
+    run = compose_run(["task=cub_coloc", "model=coloc_st", "protocol=part", *overrides])
+    torch.set_num_threads(1)
+    module = build(run).module
+    module.setup("fit")
+    images, boxes_px = module.scenes["train"]
+    parts, part_names = parts_of(run, images.shape[:2])
+    windows, layers = candidates(module, images)
+    sets = {str(i + 1): [layer] for i, layer in enumerate(layers)} | {"1, 2, 3": layers, "2, 3": layers[1:]}
+    overlap = iou(
+        window_boxes_px(windows, module.image_px), boxes_px.transpose(0, 1)[:, :, None].expand(*windows.shape[:3], 4)
+    )
+    print("| layers | random crops of | scale | CorLoc, % | IoU | side ÷ bird's | on the head | on the body |")
+    print("|---|---|---|---|---|---|---|---|")
+
+    def line(name: str, chosen: Tensor) -> None:
+        """chosen (K, N): the window of each photograph."""
+        picked = windows.gather(2, chosen[..., None, None].expand(-1, -1, 1, 3))[:, :, 0]
+        of_picked = overlap.gather(2, chosen[..., None])[..., 0]
+        px = window_boxes_px(picked, module.image_px)
+        size = boxes_px.transpose(0, 1)
+        side = picked[..., 0] * module.image_px / (size[..., 2:] - size[..., :2]).prod(-1).sqrt()
+        regions = window_regions(px.flatten(0, 1)[:, None], parts.flatten(0, 1), part_names)[:, 0]
+        head, body = (100 * (regions == list(REGIONS).index(r)).float().mean().item() for r in ("head", "body"))
+        correct = 100 * (of_picked > CORRECT_IOU).float().mean().item()
+        octaves = side.log2().mean().exp2().item()
+        print(
+            f"| {name} | {correct:.1f} | {of_picked.mean().item():.2f} | {octaves:.2f} | {head:.0f} % | {body:.0f} % |",
+            flush=True,
+        )
+
+    for low, high in RANGES:
+        allowed = (windows[..., 0] >= low) & (windows[..., 0] <= high)
+        scale = f"{low} to {high}"
+        line(f"the true boxes | – | {scale}", overlap.masked_fill(~allowed, -1).argmax(-1))
+        generator = torch.Generator().manual_seed(stream_seed(run.seed, "at random"))
+        at_random = torch.rand(allowed.shape, generator=generator).masked_fill(~allowed, -1)
+        line(f"none: at random | – | {scale}", at_random.argmax(-1))
+        for (name, chosen_layers), negatives in itertools.product(sets.items(), NEGATIVES):
+            features = torch.cat([layer / math.sqrt(len(chosen_layers)) for layer in chosen_layers], dim=-1)
+            line(f"{name} | {negatives} | {scale}", search(features, allowed, negatives, run.seed))
+
+
+def parts_of(run, shape: tuple[int, int]) -> tuple[Tensor, tuple[str, ...]]:
+    """The parts of the birds that `cub_coloc.build` shows, (K, N, P, 3)."""
+    birds = cub_coloc.standin(run).load(run, "train", run.recipe["image_px"])
+    n, species = shape
+    chosen = torch.linspace(0, len(birds.classes) - 1, species).long()
+    index = torch.stack([(birds.labels == k).nonzero()[:n, 0] for k in chosen]).flatten()
+    return center_crop(birds, index, run.recipe["image_px"]).parts.unflatten(0, (species, n)), birds.part_names
+
+
+@torch.no_grad()
+def candidates(module: Colocalisation, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Windows (K, N, P, 3), and of each layer the features (K, N, P, F), two of them at 1 squared in the mean."""
+    bounds, (n, species) = module.net.bounds, images.shape[:2]
+    generator = torch.Generator().manual_seed(stream_seed(module.seed, "candidates"))
+    share = torch.rand(species, n, WINDOWS, generator=generator)
+    windows = bounds.at_random(bounds.scale_min * (bounds.scale_max / bounds.scale_min) ** share, generator)
+    layers: list[list[Tensor]] = [[], [], []]
+    for place in range(WINDOWS):
+        crops = module._crops(images, windows[:, :, place].transpose(0, 1))
+        for kept, layer in zip(layers, module.encoders[0](crops), strict=True):
+            kept.append(layer.flatten(1).unflatten(0, (n, species)).transpose(0, 1))
+    scaled = []
+    for kept in layers:
+        features = torch.stack(kept, dim=2)
+        some = features[:, :, 0].flatten(0, 1)
+        scaled.append(features / squared_distances(some, some).mean().sqrt())
+    return windows, scaled
+
+
+def search(features: Tensor, allowed: Tensor, negatives: str, seed: int) -> Tensor:
+    """As `search_windows`, among given windows: features (K, N, P, F), allowed (K, N, P) -> which, (K, N)."""
+    chosen, each = [], torch.arange(features.shape[1])
+    for k, (crops, may) in enumerate(zip(features, allowed, strict=True)):
+        generator = torch.Generator().manual_seed(stream_seed(seed, "search", k))
+        if negatives == NEGATIVES[0]:
+            random = crops[:, :RANDOM_CROPS]
+        else:
+            others = torch.cat([features[:k], features[k + 1 :]]).flatten(0, 2)
+            places = torch.randint(len(others), (len(crops), RANDOM_CROPS), generator=generator)
+            random = others[places]
+        fewest = int(may.sum(1).min())
+        order = may.float().argsort(dim=1, descending=True, stable=True)[:, :fewest]
+        within = crops.gather(1, order[..., None].expand(-1, -1, crops.shape[-1]))
+        picked = best_prototype(within, random, generator, 300)
+        for _ in range(REFINEMENTS):
+            mean = within[each, picked].mean(0).expand(len(within), 1, -1)
+            loss = 2 * squared_distances(within, mean)[..., 0] - squared_distances(within, random).mean(-1)
+            picked = loss.argmin(1)
+        chosen.append(order[each, picked])
+    return torch.stack(chosen)
+
+
+if __name__ == "__main__":
+    birds_loss(sys.argv[1:])
