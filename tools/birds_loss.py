@@ -2,9 +2,9 @@
 
 Encodes random windows of every photograph once, and lets the search by the loss choose among them (no window is tried
 that is not there, no descent): with the layers of the encoder one by one and together, with the random crops of the
-loss taken from the same picture, as in the paper, or from the other species' pictures, and with less room for the
-scale. Beside them, what choosing by the true boxes would give. Any override of experiments.train may follow. Writes no
-record.
+loss taken from the same picture, as in the paper, or from the other species' pictures, and with windows that may reach
+beyond the picture or not. Beside them, what choosing by the true boxes would give. Any override of experiments.train
+may follow. Writes no record.
 """
 
 import itertools
@@ -23,8 +23,8 @@ from stn.tasks.colocalisation import CORRECT_IOU, Colocalisation, iou
 from stn.tasks.window_parts import REGIONS, window_regions
 from stn.tasks.window_search import RANDOM_CROPS, REFINEMENTS, best_prototype, squared_distances
 
-WINDOWS = 160  # of each photograph
-RANGES = ((0.45, 0.9), (0.55, 0.85), (0.62, 0.75))  # of the window's scale
+WINDOWS = 128  # of each photograph and of each of `PLACES`
+PLACES = ("anywhere", "inside")  # of the windows: half of them reach beyond the picture, which is black there
 NEGATIVES = ("same picture", "other species")
 
 
@@ -40,7 +40,7 @@ def birds_loss(overrides: list[str]) -> None:
     overlap = iou(
         window_boxes_px(windows, module.image_px), boxes_px.transpose(0, 1)[:, :, None].expand(*windows.shape[:3], 4)
     )
-    print("| layers | random crops of | scale | CorLoc, % | IoU | side ÷ bird's | on the head | on the body |")
+    print("| layers | random crops of | windows | CorLoc, % | IoU | side ÷ bird's | on the head | on the body |")
     print("|---|---|---|---|---|---|---|---|")
 
     def line(name: str, chosen: Tensor) -> None:
@@ -59,16 +59,13 @@ def birds_loss(overrides: list[str]) -> None:
             flush=True,
         )
 
-    for low, high in RANGES:
-        allowed = (windows[..., 0] >= low) & (windows[..., 0] <= high)
-        scale = f"{low} to {high}"
-        line(f"the true boxes | – | {scale}", overlap.masked_fill(~allowed, -1).argmax(-1))
-        generator = torch.Generator().manual_seed(stream_seed(run.seed, "at random"))
-        at_random = torch.rand(allowed.shape, generator=generator).masked_fill(~allowed, -1)
-        line(f"none: at random | – | {scale}", at_random.argmax(-1))
+    for place, where in enumerate(PLACES):
+        allowed = torch.arange(2 * WINDOWS) // WINDOWS == place
+        line(f"the true boxes | – | {where}", overlap.masked_fill(~allowed, -1).argmax(-1))
+        line(f"none: at random | – | {where}", torch.full(overlap.shape[:2], place * WINDOWS))
         for (name, chosen_layers), negatives in itertools.product(sets.items(), NEGATIVES):
-            features = torch.cat([layer / math.sqrt(len(chosen_layers)) for layer in chosen_layers], dim=-1)
-            line(f"{name} | {negatives} | {scale}", search(features, allowed, negatives, run.seed))
+            features = torch.cat([layer[:, :, allowed] / math.sqrt(len(chosen_layers)) for layer in chosen_layers], -1)
+            line(f"{name} | {negatives} | {where}", place * WINDOWS + search(features, negatives, run.seed))
 
 
 def parts_of(run, shape: tuple[int, int]) -> tuple[Tensor, tuple[str, ...]]:
@@ -85,10 +82,11 @@ def candidates(module: Colocalisation, images: Tensor) -> tuple[Tensor, list[Ten
     """Windows (K, N, P, 3), and of each layer the features (K, N, P, F), two of them at 1 squared in the mean."""
     bounds, (n, species) = module.net.bounds, images.shape[:2]
     generator = torch.Generator().manual_seed(stream_seed(module.seed, "candidates"))
-    share = torch.rand(species, n, WINDOWS, generator=generator)
+    share = torch.rand(species, n, 2 * WINDOWS, generator=generator)
     windows = bounds.at_random(bounds.scale_min * (bounds.scale_max / bounds.scale_min) ** share, generator)
+    windows[:, :, WINDOWS:, 1:] *= (1 - windows[:, :, WINDOWS:, :1]) / bounds.max_shift
     layers: list[list[Tensor]] = [[], [], []]
-    for place in range(WINDOWS):
+    for place in range(2 * WINDOWS):
         crops = module._crops(images, windows[:, :, place].transpose(0, 1))
         for kept, layer in zip(layers, module.encoders[0](crops), strict=True):
             kept.append(layer.flatten(1).unflatten(0, (n, species)).transpose(0, 1))
@@ -100,10 +98,10 @@ def candidates(module: Colocalisation, images: Tensor) -> tuple[Tensor, list[Ten
     return windows, scaled
 
 
-def search(features: Tensor, allowed: Tensor, negatives: str, seed: int) -> Tensor:
-    """As `search_windows`, among given windows: features (K, N, P, F), allowed (K, N, P) -> which, (K, N)."""
+def search(features: Tensor, negatives: str, seed: int) -> Tensor:
+    """As `search_windows`, among given windows: features (K, N, P, F) -> which, (K, N)."""
     chosen, each = [], torch.arange(features.shape[1])
-    for k, (crops, may) in enumerate(zip(features, allowed, strict=True)):
+    for k, crops in enumerate(features):
         generator = torch.Generator().manual_seed(stream_seed(seed, "search", k))
         if negatives == NEGATIVES[0]:
             random = crops[:, :RANDOM_CROPS]
@@ -111,15 +109,12 @@ def search(features: Tensor, allowed: Tensor, negatives: str, seed: int) -> Tens
             others = torch.cat([features[:k], features[k + 1 :]]).flatten(0, 2)
             places = torch.randint(len(others), (len(crops), RANDOM_CROPS), generator=generator)
             random = others[places]
-        fewest = int(may.sum(1).min())
-        order = may.float().argsort(dim=1, descending=True, stable=True)[:, :fewest]
-        within = crops.gather(1, order[..., None].expand(-1, -1, crops.shape[-1]))
-        picked = best_prototype(within, random, generator, 300)
+        picked = best_prototype(crops, random, generator, 300)
         for _ in range(REFINEMENTS):
-            mean = within[each, picked].mean(0).expand(len(within), 1, -1)
-            loss = 2 * squared_distances(within, mean)[..., 0] - squared_distances(within, random).mean(-1)
+            mean = crops[each, picked].mean(0).expand(len(crops), 1, -1)
+            loss = 2 * squared_distances(crops, mean)[..., 0] - squared_distances(crops, random).mean(-1)
             picked = loss.argmin(1)
-        chosen.append(order[each, picked])
+        chosen.append(picked)
     return torch.stack(chosen)
 
 
