@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from stn.data.distortions import distortion
+from stn.data.errors import DataError
 from stn.results.warp_figures import Warp, warp_gallery
 from stn.trained import SUFFIX, find
 
@@ -44,7 +45,11 @@ def turn(model: Path, picture: Path, seed: int = 0) -> list[int]:
 def main() -> None:
     model = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "models" / f"mnist_rts_st_cnn_tps{SUFFIX}"
     picture = Path(sys.argv[2]) if len(sys.argv) > 2 else Path("turned_digits.png")
-    print(f"read {turn(model, picture)}; wrote {picture}")
+    try:
+        read = turn(model, picture)
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"read {read}; wrote {picture}")
 
 
 if __name__ == "__main__":

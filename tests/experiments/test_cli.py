@@ -147,7 +147,6 @@ def test_reproduce_refuses_what_cannot_be_before_it_does_anything(overrides, nam
     [
         ("protocol.svhn.steps=3", "protocol.svhn.steps: mnist_rts/st_cnn_tps/fast/seed0 does not read it"),
         ("protocol.addition.optimiser.lr=3", "protocol.addition.optimiser.lr: "),
-        ("protocol.steps_of.addition.cnn=3", "protocol.steps_of.addition.cnn: "),
         ("protocol.notes.svhn=x", "protocol.notes.svhn: "),
         ("+protocol.mnist.optimiser.momentum=0.9", "unknown key 'recipe.optimiser.momentum'"),
         ("+protocol.mnist.lr=0.1", "unknown key 'recipe.lr'"),
@@ -161,6 +160,11 @@ def test_reproduce_refuses_what_cannot_be_before_it_does_anything(overrides, nam
 )
 def test_a_setting_that_the_run_does_not_read_is_refused(toy_mnist, override, named):
     assert named in line_of("train", lambda: build(of(*CELL, override)))
+
+
+def test_the_steps_of_another_cell_are_refused(toy_mnist):
+    overrides = ("protocol=modern", "protocol.steps_of.mnist_tc.cnn=3")
+    assert "protocol.steps_of.mnist_tc.cnn: " in line_of("train", lambda: build(of(*CELL, *overrides)))
 
 
 def test_a_protocol_can_be_given_another_optimiser_and_schedule():

@@ -147,6 +147,12 @@ def test_the_example_reads_its_digits_with_a_committed_model(tmp_path, monkeypat
     assert picture.exists()
 
 
+def test_the_example_names_a_model_that_is_not_there_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["turn_digits.py", str(tmp_path / f"none{SUFFIX}")])
+    with pytest.raises(SystemExit, match=r"^error: .*none.*: no such file$"):
+        runpy.run_path(str(ROOT / "examples" / "turn_digits.py"), run_name="__main__")
+
+
 def test_a_sweep_of_wandb_is_told_settings_that_there_are():
     import yaml
 
