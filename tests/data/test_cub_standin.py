@@ -41,7 +41,7 @@ def test_it_reads_as_cub_and_half_of_each_class_is_for_training(tmp_path):
     assert a.part_names == PART_NAMES
     np.testing.assert_array_equal(np.bincount(a.labels), [8] * 5)
     np.testing.assert_array_equal(np.bincount(a.labels[a.is_train]), [4] * 5)
-    prepare_cub(tmp_path, sizes_px=(40,))
+    prepare_cub(tmp_path, 40)
     assert load_cub(tmp_path, "test", 40).source == "standin"
 
 

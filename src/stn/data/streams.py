@@ -66,7 +66,8 @@ class Stream:
 class DigitStream(Stream):
     """Digits, kept on one device as uint8. The test's distortions are drawn on the CPU, from `TEST_SEED`.
 
-    `channels`: how many digits an image has, one in each. `purpose`: of the test's random stream.
+    `channels`: how many digits an image has, one in each. `purpose`: of the test's random stream. A subclass says what
+    becomes of digits (N, 28, 28) and labels (N,), or (N, channels, …) where an image has several: `_distorted`.
     """
 
     channels, classes, purpose = 1, 10, "test"
@@ -93,10 +94,6 @@ class DigitStream(Stream):
 
     def _test_digits(self, draw: int, start: int) -> Tensor:
         return torch.arange(start, min(start + self.test_batch_size, self.n_test))
-
-    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
-        """Shapes: digits (N, 28, 28), labels (N,); where an image has several, (N, channels, …)."""
-        raise NotImplementedError
 
 
 class DistortedDigits(DigitStream):
