@@ -166,17 +166,18 @@ class Colocalisation(Training):
         generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "feature scale"))
         share = torch.rand(images.shape[:2], generator=generator, device=self.device)
         windows = bounds.at_random(bounds.scale_min + (bounds.scale_max - bounds.scale_min) * share, generator)
-        layers = self._layers(images, windows)
+        layers = self.layers_of(images, windows)
         distances = [squared_distances(layer, layer).mean().item() for layer in layers]
         return [math.sqrt(self.recipe.crop_distance / len(layers) / max(distance, 1e-12)) for distance in distances]
 
-    def _layers(self, images: Tensor, windows: Tensor) -> list[Tensor]:
+    def layers_of(self, images: Tensor, windows: Tensor) -> list[Tensor]:
+        """What each layer of the encoder says of the crops: (N·K, F)."""
         cut = crops(images, windows, self.recipe.crop_px, self.recipe.antialias)
         return [layer.flatten(1) for layer in self.encoders[0](cut)]
 
     def encode(self, images: Tensor, windows: Tensor) -> Tensor:
         """The scaled features of the crops, class by class: (K, N, F)."""
-        scaled = [x * scale for x, scale in zip(self._layers(images, windows), self.layer_scales, strict=True)]
+        scaled = [x * scale for x, scale in zip(self.layers_of(images, windows), self.layer_scales, strict=True)]
         return torch.cat(scaled, dim=1).unflatten(0, windows.shape[:2]).transpose(0, 1)
 
     def on_train_start(self) -> None:
