@@ -54,7 +54,7 @@ def test_annotations_say_what_the_files_say(root):
     np.testing.assert_allclose(a.parts.reshape(-1, 3), locations[:, 2:], rtol=1e-6)
     np.testing.assert_array_equal(a.labels + 1, table(root / "image_class_labels.txt")[:, 1])
     np.testing.assert_array_equal(a.is_train, table(root / "train_test_split.txt")[:, 1] == 1)
-    assert len(a) == N
+    assert len(a.image_files) == N
     assert len(a.classes) == N_CLASSES
     assert a.part_names[6] == "left eye"
     assert a.source == "standin"

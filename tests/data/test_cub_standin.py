@@ -60,7 +60,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cub_standin, "draw_picture", interrupted)
+    monkeypatch.setattr(cub_standin.drawing, "draw_picture", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_standin(tmp_path, 2, 2, size_px=48)
     assert list(tmp_path.iterdir()) == []
