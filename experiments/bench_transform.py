@@ -16,15 +16,8 @@ from torch import Tensor
 from experiments.bench import write
 from experiments.cli import main
 from stn.train.provenance import device_name
-from stn.transform import (
-    TRANSFORMATIONS,
-    affine_grid,
-    as_matrix,
-    projective_grid,
-    regular_control_points,
-    sample,
-    tps_grid,
-)
+from stn.transform import TRANSFORMATIONS, affine_grid, as_matrix, projective_grid, sample, tps_grid
+from stn.transform.tps import regular_control_points
 
 SHAPES = ((128, 1, 28), (128, 1, 60), (4, 3, 224))  # batch, channels, px
 

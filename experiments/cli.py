@@ -64,12 +64,8 @@ def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[N
         line = explain(error, config)
         if line is None or verbose:
             raise
-        _stop(line)
-
-
-def _stop(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
 
 
 def named(config: DictConfig, name: str) -> dict:
@@ -82,8 +78,7 @@ def named(config: DictConfig, name: str) -> dict:
 def command_line(arguments: list[str], name: str) -> tuple[list[str], list[str]]:
     """Flags, and the overrides of conf/<name>.yaml as hydra's grammar reads them.
 
-    A folder is taken as it is written, whatever signs are in its
-    name; one that is not given is the checkout's, wherever the command is given.
+    A folder is taken as written, whatever signs it has; one not given is the checkout's, wherever the command is given.
     """
     flags = [argument for argument in arguments if not OVERRIDE.match(argument)]
     overrides = [_literal_path(argument) for argument in arguments if OVERRIDE.match(argument)]

@@ -29,11 +29,16 @@ def run_of(config: DictConfig) -> RunSettings:
     """
     composed = of_run(config)
     run = run_settings(composed)
-    groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
-    plain = of_run(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
+    plain = as_it_stands(run)
     refuse_unread(composed, plain, run)
     named = run_settings(plain)
     return run if run.hash == named.hash else run.variant(of=named)
+
+
+def as_it_stands(run: RunSettings) -> dict:
+    """The settings of the run's task, model and protocol, for its seed and kind of data, with nothing changed."""
+    groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
+    return of_run(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
 
 
 def of_run(config: DictConfig) -> dict:

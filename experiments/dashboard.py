@@ -83,7 +83,7 @@ def workspace(entity: str, project: str):
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    results = [_by_cell(ERROR), _by_seed(ERROR), wr.RunComparer(diff_only="split")]
+    results = [*_results(ERROR), wr.RunComparer(diff_only="split")]
     sections = [ws.Section(name="Results", panels=results, is_open=True)]
     for name, keys in CURVES.items():
         media = [_gallery()] if name == "Spatial transformer" else []
@@ -101,7 +101,7 @@ def report(entity: str, project: str, tables: list[Rendered]):
     blocks = [wr.P(f"Tables of the records, and the runs that W&B tracked. {LOCAL}."), wr.TableOfContents()]
     for table in tables:
         runs = wr.Runset(name=table.protocol, filters=run_filter(table))  # of the report's own project
-        panels = [_by_cell(table.spec.metric), _by_seed(table.spec.metric), *map(_curve, CURVES["Training"][:2])]
+        panels = [*_results(table.spec.metric), *map(_curve, CURVES["Training"][:2])]
         blocks += [wr.MarkdownBlock(table.text), wr.PanelGrid(runsets=[runs], panels=[*panels, _gallery()])]
     if not tables:
         blocks.append(wr.P("No table has been rendered yet: run `make tables`."))
@@ -124,16 +124,13 @@ def _curve(key: str):
     return wr.LinePlot(title=key, x=STEP, y=[key], log_y=key in LOGARITHMIC, title_x="training step", **over_seeds)
 
 
-def _by_cell(key: str):
+def _results(key: str) -> list:
     import wandb_workspaces.reports.v2 as wr
 
-    return wr.BarPlot(title=f"{key} by cell", metrics=[key], groupby=wr.Metric("Group"), groupby_aggfunc="mean")
-
-
-def _by_seed(key: str):
-    import wandb_workspaces.reports.v2 as wr
-
-    return wr.ScatterPlot(title=f"{key} by seed", x=wr.Config("seed"), y=wr.SummaryMetric(key))
+    return [
+        wr.BarPlot(title=f"{key} by cell", metrics=[key], groupby=wr.Metric("Group"), groupby_aggfunc="mean"),
+        wr.ScatterPlot(title=f"{key} by seed", x=wr.Config("seed"), y=wr.SummaryMetric(key)),
+    ]
 
 
 def _gallery():

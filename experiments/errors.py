@@ -51,9 +51,8 @@ def _explain_config(error: Exception, config: str) -> str:
         group = match[1]
         return f"{group}=… is missing; allowed: {', '.join(options(group))}"
     if match := re.search(r"Interpolation key 'protocol\.(\w+)' not found", message):
-        having = [
-            name for name in options("protocol") if match[1] in OmegaConf.load(CONF / "protocol" / f"{name}.yaml")
-        ]
+        protocols = {name: OmegaConf.load(CONF / "protocol" / f"{name}.yaml") for name in options("protocol")}
+        having = [name for name, protocol in protocols.items() if match[1] in protocol]
         return f"this protocol says nothing about {match[1]} tasks; allowed: protocol={', '.join(having)}"
     if match := re.search(r"Could not override '([\w.]+)'", message):
         return _explain_key(match[1], config)

@@ -3,6 +3,7 @@
 Needs the trained weights (output_dir, not committed): figures whose weights are not there are left as they are.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.cli import main, one_of
@@ -33,8 +34,8 @@ def galleries_of(table: str) -> tuple:
     return galleries.get(table, ())
 
 
-def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]:
-    """Every figure of a table that can be drawn; returns the files written.
+def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> Iterator[Path]:
+    """Every figure of a table that can be drawn: the files, as they are written.
 
     They are in results_dir/figures, galleries of real photographs in output_dir/figures.
     """
@@ -43,22 +44,21 @@ def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> list[Path]
     chosen = select(spec, records, protocol, data)
     cells = table_cells(spec, chosen, protocol, data)
     overview = folder / f"{table_stem(spec.name, protocol, data)}.png"
-    paths = [table_figure(overview, cells, spec.unit, log=spec.lower_is_better)]
+    yield table_figure(overview, cells, spec.unit, log=spec.lower_is_better)
     for task in spec.tasks:
         of_task = [r for r in chosen if r["task"] == task and r["seed"] == 0 and r["curve"]]
         if of_task:
             stem = table_stem(f"curves_{task}", protocol, data)
-            paths.append(learning_curves(folder / f"{stem}.png", of_task, task))
+            yield learning_curves(folder / f"{stem}.png", of_task, task)
     shown = [r for r in chosen if r["status"] == "ok" and r["seed"] == 0]
     if spec.name in PHOTOGRAPHS and data != "standin":
         folder = Path(settings["output_dir"]) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
     for gallery in galleries_of(spec.name):
-        paths += gallery(folder, shown, settings)
-    return paths
+        yield from gallery(folder, shown, settings)
 
 
-def draw_distortions(path: Path, data_dir: str, digits: int = 8) -> Path:
+def draw_distortions(path: Path, data_dir: Path, digits: int = 8) -> Path:
     """A sheet of test digits beside every distortion of Sect. 4.1."""
     import torch
 
@@ -77,11 +77,11 @@ def draw_distortions(path: Path, data_dir: str, digits: int = 8) -> Path:
 def figures(settings: dict) -> None:
     data, results_dir = one_of(settings, "data", DATA_KINDS), Path(settings["results_dir"])
     spec = load_table(CONF / "table" / f"{settings['table']}.yaml")
-    paths = draw_all(spec, read_records(records_root(results_dir, data)), settings)
-    if spec.name == "table1":
-        paths.append(draw_distortions(results_dir / "figures" / "distortions.png", settings["data_dir"]))
-    for path in paths:
+    for path in draw_all(spec, read_records(records_root(results_dir, data)), settings):
         print(f"wrote {path}")
+    if spec.name == "table1":
+        sheet = results_dir / "figures" / "distortions.png"
+        print(f"wrote {draw_distortions(sheet, Path(settings['data_dir']))}")
 
 
 if __name__ == "__main__":

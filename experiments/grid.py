@@ -1,11 +1,10 @@
 """Several runs by one command (seed=0,1 model=fcn,cnn), and how they ended: the settings that differ, the results."""
 
 import itertools
-import sys
 
 from experiments.config import compose_config, resolved, run_of
 from experiments.jobs import train_all
-from experiments.progress import OUT_OF_TIME, deadline_of
+from experiments.progress import deadline_of, leave
 from stn.settings import RunSettings, check_batch
 
 
@@ -38,11 +37,9 @@ def train_grid(jobs: list[list[str]]) -> None:
     listed = {str(run.record_file): record and record["finished_at"] for run in todo for record in [run.recorded()]}
     failures, late = train_all(todo, settings, deadline_of(settings["time_budget_s"]), listed) if todo else ([], 0)
     print(table_of(jobs, runs))
-    if failures:
-        sys.exit("\n".join(failures))
-    if late:
+    if late and not failures:
         print(f"the time budget is used up; {late} runs are not over, the same command goes on with them")
-        sys.exit(OUT_OF_TIME)
+    leave(failures, late)
 
 
 def table_of(jobs: list[list[str]], runs: list[RunSettings]) -> str:
@@ -56,8 +53,7 @@ def table_of(jobs: list[list[str]], runs: list[RunSettings]) -> str:
         if record is None:
             rows.append(row | {"status": "not over"})
             continue
-        metrics = {name: record["metrics"].get(f"{run.evaluate}/{name}") for name in ("error_pct", "loss")}
-        rows.append(
-            row | {"status": record["status"], **metrics, "s": record["wall_s"], "record": str(run.record_file)}
-        )
+        row |= {"status": record["status"]}
+        row |= {name: record["metrics"].get(f"{run.evaluate}/{name}") for name in ("error_pct", "loss")}
+        rows.append(row | {"s": record["wall_s"], "record": str(run.record_file)})
     return pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4g", tablefmt="simple")

@@ -13,10 +13,11 @@ from stn.results import archive
 def records(settings: dict) -> None:
     if (settings["pack"] is None) == (settings["merge"] is None):
         raise ValueError("give either pack=<archive> or merge=<archive>")
+    results_dir = Path(settings["results_dir"])
     if settings["pack"]:
-        print(f"{archive.pack(settings['results_dir'], Path(settings['pack']))} records in {settings['pack']}")
+        print(f"{archive.pack(results_dir, Path(settings['pack']))} records in {settings['pack']}")
         return
-    merged = archive.merge(Path(settings["merge"]), settings["results_dir"])
+    merged = archive.merge(Path(settings["merge"]), results_dir)
     print(f"{len(merged.new)} new records, {len(merged.known)} were there already; now run `make tables`")
 
 

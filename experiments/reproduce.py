@@ -3,7 +3,6 @@
 Lists which runs of the table are done, failed and missing, trains the missing ones, renders the table.
 """
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli import main
 from experiments.config import CONF, compose_config, compose_run, quoted, resolved
 from experiments.jobs import train_all
-from experiments.progress import OUT_OF_TIME, console, deadline_of
+from experiments.progress import console, deadline_of, leave
 from stn.results.records import read_record, read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
@@ -59,10 +58,7 @@ def reproduce(config: DictConfig) -> None:
     if late:
         console.print(f"the time budget is used up; {late} runs are left, the same command goes on with them")
     _render(spec, settings)
-    if failures:
-        sys.exit("\n".join(failures))
-    if late:
-        sys.exit(OUT_OF_TIME)
+    leave(failures, late)
 
 
 def _estimate(todo: list[RunSettings], settings: dict) -> str:

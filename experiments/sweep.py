@@ -3,15 +3,14 @@
 An interrupted search goes on with the same command; one with more sweep.trials, too.
 """
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from experiments.cli import main
-from experiments.config import OF_THE_COMMAND, compose_config, refuse_unread, resolved
+from experiments.config import OF_THE_COMMAND, as_it_stands, refuse_unread, resolved
 from experiments.jobs import Load, carry_out
-from experiments.progress import OUT_OF_TIME, console, deadline_of
+from experiments.progress import console, deadline_of, leave
 from stn.results.records import config_hash, flat
 from stn.settings import RunSettings, check_batch, run_settings
 from stn.train.claim import held_file
@@ -39,10 +38,7 @@ def sweep(config: DictConfig) -> None:
         console.print(f"{search.study}: {missing} of {trials} trials to do")
         failures, late = _train(search, study, missing, settings) if missing else ([], 0)
         _render(study, search)
-    if failures:
-        sys.exit("\n".join(failures))
-    if late:
-        sys.exit(OUT_OF_TIME)
+    leave(failures, late)
 
 
 def _search(settings: dict):
@@ -52,7 +48,7 @@ def _search(settings: dict):
 
     chosen = settings["sweep"]
     run = run_settings({name: value for name, value in settings.items() if name not in OF_THE_COMMAND})
-    refuse_unread(settings, _plain(run), run)
+    refuse_unread(settings, as_it_stands(run), run)
     if run.processes > 1:
         raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
     space = flat(chosen["space"])
@@ -61,12 +57,6 @@ def _search(settings: dict):
     study = "-".join([*names, config_hash(numbers, without=["protocol_note"])[:8]])
     together = stacked(run.stack, run.device, settings["launcher"])
     return Search(settings["storage"], study, run, space, chosen["sampler"], chosen["pruner"], together)
-
-
-def _plain(run: RunSettings) -> dict:
-    """The settings of this run's task, model and protocol as they stand."""
-    groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
-    return resolved(compose_config("train", groups))
 
 
 def _train(search, study, missing: int, settings: dict) -> tuple[list[str], int]:
@@ -125,13 +115,12 @@ def _command(run: RunSettings, params: dict) -> str:
     """What trains settings of this search for the test set: all that is not as in their protocol."""
     from stn.many.search import changed_recipe
 
-    groups = [f"{group}={name}" for group, name in zip(("task", "model", "protocol"), run.key, strict=False)]
-    plain, recipe = flat(_plain(run)["recipe"]), flat(changed_recipe(run.recipe, params))
+    plain, recipe = flat(as_it_stands(run)["recipe"]), flat(changed_recipe(run.recipe, params))
     within = f"protocol.{run.task.family}"
     changed = [f"{within}.{name}={value}" for name, value in recipe.items() if name in plain and plain[name] != value]
     changed += [f"+{within}.{name}={value}" for name, value in recipe.items() if name not in plain]
     changed += [f"~{within}.{name}" for name in plain if name not in recipe]
-    return " ".join(["python -m experiments.train", *groups, f"seed={run.seed}", *changed])
+    return " ".join([run.command(run.key), *changed])
 
 
 def _short(value) -> str:

@@ -87,9 +87,9 @@ def candidates(module: Colocalisation, images: Tensor) -> tuple[Tensor, list[Ten
     windows[:, :, WINDOWS:, 1:] *= (1 - windows[:, :, WINDOWS:, :1]) / bounds.max_shift
     layers: list[list[Tensor]] = [[], [], []]
     for place in range(2 * WINDOWS):
-        crops = module._crops(images, windows[:, :, place].transpose(0, 1))
-        for kept, layer in zip(layers, module.encoders[0](crops), strict=True):
-            kept.append(layer.flatten(1).unflatten(0, (n, species)).transpose(0, 1))
+        of_crops = module.layers_of(images, windows[:, :, place].transpose(0, 1))
+        for kept, layer in zip(layers, of_crops, strict=True):
+            kept.append(layer.unflatten(0, (n, species)).transpose(0, 1))
     scaled = []
     for kept in layers:
         features = torch.stack(kept, dim=2)

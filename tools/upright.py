@@ -7,6 +7,7 @@ record.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -53,7 +54,7 @@ def upright(arguments: list[str]) -> None:
         inputs, outputs = before_and_after(module)
         labels = Layout(("input", f"output\n{spread:.0f}°"))
         title = f"{' '.join(overrides)} told={own['told']}: {error:.2f} % error"
-        write_sheet(own["picture"], [inputs, outputs], title, labels)
+        write_sheet(Path(own["picture"]), [inputs, outputs], title, labels)
 
 
 def teach(module, steps: int) -> None:

@@ -1,11 +1,11 @@
 """Pictures drawn from the records of a table and the weights of their runs (status "ok", seed 0, of one protocol and
 kind of data). What lacks weights is left out.
 
-A gallery is a function (folder, records, settings) -> the files written; settings has protocol, data, data_dir and
-output_dir.
+A gallery is a generator: (folder, records, settings) -> the files, as they are written; settings has protocol, data,
+data_dir and output_dir.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,6 @@ from stn.saved import load
 from stn.settings import RunSettings
 from stn.tasks.training import Training
 from stn.watch.snapshots import FILE
-
-Gallery = Callable[[Path, list[dict], dict], list[Path]]
 
 
 def run_of(record: dict, settings: dict) -> RunSettings:
@@ -70,7 +68,7 @@ def figure_title(record: dict, text: str) -> str:
     return f"{record['task']}: {text} ({record['protocol']}, seed {record['seed']}){said}"
 
 
-def rightly_behind_the_transformer(baseline: dict, transformed: dict, count: int) -> list[int]:
+def newly_right(baseline: dict, transformed: dict, count: int) -> list[int]:
     """The first test images that the baseline gets wrong and the transformed network right, under the first draw."""
     won = unpack_wrong(baseline["test_wrong"])[0] & ~unpack_wrong(transformed["test_wrong"])[0]
     return np.flatnonzero(won)[:count].tolist()

@@ -2,6 +2,7 @@
 transformer makes of them; and the same through the training of one of them.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ ANIMATED = "st_fcn_affine"  # a minute of training
 FEWEST = 5  # digits of an animation; snapshots of earlier versions hold fewer
 
 
-def turned(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def turned(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """A line per model below the inputs; the last column is the mean of all test digits of the class in a batch."""
     lines, labels = [], []
     with_transformers = [r for r in records if r["task"] == TASK and r["model"].startswith("st_")]
@@ -29,15 +30,13 @@ def turned(folder: Path, records: list[dict], settings: dict) -> list[Path]:
             labels.append("input")
         lines.append(outputs)
         labels.append(f"{record['model']}\n{_spread(record)}")
-    if not lines:
-        return []
-    title = figure_title(record, f"a {DIGIT}, turned, and after the ST; spread of all digits' angles")
-    return [write_sheet(figure_path(folder, f"upright_{TASK}", record), lines, title, Layout(labels))]
+    if lines:
+        title = figure_title(record, f"a {DIGIT}, turned, and after the ST; spread of all digits' angles")
+        yield write_sheet(figure_path(folder, f"upright_{TASK}", record), lines, title, Layout(labels))
 
 
-def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def turning(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """Inputs with the sampling grid above the outputs, a frame per snapshot."""
-    paths = []
     shown = [r for r in records if (r["task"], r["model"]) == (TASK, ANIMATED)]
     for record, module in with_weights(shown, settings):
         if snapshots := snapshots_of(record, settings):
@@ -52,8 +51,7 @@ def turning(folder: Path, records: list[dict], settings: dict) -> list[Path]:
                 frames[step] = [_line(images, _captions(angles_deg), grids), _line(warped.image)]
             path = figure_path(folder, f"turning_{TASK}_{record['model']}", record, "gif")
             title = figure_title(record, record["model"])
-            paths.append(write_animation(path, frames, title, Layout(("input\nand grid", "output"))))
-    return paths
+            yield write_animation(path, frames, title, Layout(("input\nand grid", "output")))
 
 
 def before_and_after(module) -> tuple[list[Panel], list[Panel]]:
@@ -78,17 +76,11 @@ def _digits_by_angle(module, first: int = 1000):
 def _line(images, captions=None, strokes=None) -> list[Panel]:
     """Some of the images, evenly spaced, and the mean of all."""
     chosen = np.linspace(0, len(images) - 1, min(COLUMNS, len(images))).round().astype(int).tolist()
-    panels = [
-        Panel(
-            images[i, 0].numpy(),
-            strokes[i] if strokes else (),
-            captions[i] if captions else "",
-            1 / 6 if strokes else 0.0,
-        )
-        for i in chosen
-    ]
     mean = images[:, 0].mean(0)
-    return [*panels, Panel((mean / mean.max()).numpy(), caption=f"mean of {len(images)}" if captions else "")]
+    last = Panel((mean / mean.max()).numpy(), caption=f"mean of {len(images)}" if captions else "")
+    margin = 1 / 6 if strokes else 0.0
+    captions, strokes = captions or [""] * len(images), strokes or [()] * len(images)
+    return [*(Panel(images[i, 0].numpy(), strokes[i], captions[i], margin) for i in chosen), last]
 
 
 def _captions(angles_deg) -> list[str]:

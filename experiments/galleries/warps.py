@@ -1,17 +1,11 @@
 """What transformers on the input make of test images: Tables 1, 2 and 4, and the same through the training."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from experiments.galleries import (
-    figure_path,
-    figure_title,
-    rightly_behind_the_transformer,
-    snapshots_of,
-    test_images,
-    with_weights,
-)
+from experiments.galleries import figure_path, figure_title, newly_right, snapshots_of, test_images, with_weights
 from stn.data.svhn_crops import NONE
 from stn.results.warp_figures import Warp, training_animation, warp_gallery
 from stn.tasks.looks import rows_of
@@ -31,25 +25,23 @@ DIGITS, HOUSE_NUMBERS, SUMS = 6, 9, 4  # test images of a picture; the same for 
 ANIMATED_IMAGES, MAX_COLUMNS = 4, 8
 
 
-def wrong_and_right(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def wrong_and_right(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """Test digits that the CNN gets wrong and the ST-CNN right: input, grid on it, output."""
-    paths, by_cell = [], {(r["task"], r["model"]): r for r in records}
+    by_cell = {(r["task"], r["model"]): r for r in records}
     for task, (baseline, transformed) in TABLE1.items():
         if not {(task, baseline), (task, transformed)} <= by_cell.keys():
             continue
         pair = by_cell[task, baseline], by_cell[task, transformed]
-        chosen = rightly_behind_the_transformer(*pair, DIGITS)
+        chosen = newly_right(*pair, DIGITS)
         for record, module in with_weights(pair[1:] if chosen else (), settings):
             images, labels = test_images(module, chosen)
             warps = warps_of(module.net, images, [f"a {label}" for label in labels.tolist()])
             title = figure_title(record, f"{baseline} wrong, {transformed} right")
-            paths.append(warp_gallery(figure_path(folder, f"gallery_{task}", record), warps, title))
-    return paths
+            yield warp_gallery(figure_path(folder, f"gallery_{task}", record), warps, title)
 
 
-def house_numbers(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def house_numbers(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """Where the transformer on the input looks, what it passes on, and what the network reads."""
-    paths = []
     for record, module in with_weights((r for r in records if "_st_" in r["model"]), settings):
         images, labels = test_images(module, range(HOUSE_NUMBERS))
         with torch.no_grad():
@@ -58,25 +50,21 @@ def house_numbers(folder: Path, records: list[dict], settings: dict) -> list[Pat
         path = figure_path(folder, f"gallery_{record['task']}_{record['model']}", record)
         lines_every = record["config"]["task"]["crop_px"] // 8
         warps = warps_of(module.net, images, captions)
-        paths.append(warp_gallery(path, warps, figure_title(record, record["model"]), lines_every=lines_every))
-    return paths
+        yield warp_gallery(path, warps, figure_title(record, record["model"]), lines_every=lines_every)
 
 
-def sums(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def sums(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """What each of the parallel transformers does to both channels of an addition, a line per test image."""
-    paths = []
     for record, module in with_weights((r for r in records if r["model"].startswith("st")), settings):
         images = module.stream.test_batch(0, 0).images[:SUMS]
         warps = warps_of(module.net, images)
         path = figure_path(folder, f"gallery_addition_{record['model']}", record)
         title = figure_title(record, f"{record['model']}, a line per test image")
-        paths.append(warp_gallery(path, warps, title, per_line=len(warps) // SUMS, lines_every=8))
-    return paths
+        yield warp_gallery(path, warps, title, per_line=len(warps) // SUMS, lines_every=8)
 
 
-def trainings(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def trainings(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """A GIF for every record of `ANIMATED` whose run left snapshots and weights."""
-    paths = []
     for record, module in with_weights((r for r in records if ANIMATED.get(r["task"]) == r["model"]), settings):
         if snapshots := snapshots_of(record, settings):
             thetas = [torch.from_numpy(values) for name, values in snapshots.items() if name.startswith("theta_")]
@@ -88,8 +76,7 @@ def trainings(folder: Path, records: list[dict], settings: dict) -> list[Path]:
                 for place, step in enumerate(snapshots["step"].tolist())
             }
             path = figure_path(folder, f"training_{record['task']}_{record['model']}", record, "gif")
-            paths.append(training_animation(path, steps, figure_title(record, record["model"])))
-    return paths
+            yield training_animation(path, steps, figure_title(record, record["model"]))
 
 
 def warps_of(net, images, captions=None, thetas=None) -> list[Warp]:

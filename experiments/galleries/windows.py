@@ -1,5 +1,6 @@
 """Windows on images: of the n×ST-CNNs of Sect. 4.3, and of the co-localisation of App. A.2, on digits and on birds."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,9 +15,8 @@ SHEET_DIGIT, SHEET_LINES = 3, 6
 ANIMATED_DIGITS = (2, 3, 5, 8)
 
 
-def birds(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def birds(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """Where the windows look, on the same test birds with their parts: a picture per task, a line per model."""
-    paths = []
     for task in sorted({r["task"] for r in records}):
         lines, n_windows = {}, 0
         with_windows = (r for r in records if r["task"] == task and r["config"]["model"]["windows"])
@@ -26,8 +26,7 @@ def birds(folder: Path, records: list[dict], settings: dict) -> list[Path]:
             n_windows = max(n_windows, record["config"]["model"]["windows"])
         if lines:
             path = figure_path(folder, f"gallery_{task}", record)
-            paths.append(bird_sheet(path, lines, n_windows, figure_title(record, "where the windows look")))
-    return paths
+            yield bird_sheet(path, lines, n_windows, figure_title(record, "where the windows look"))
 
 
 def _looks(module) -> list:
@@ -45,9 +44,8 @@ def _looks(module) -> list:
     return panels
 
 
-def digits(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def digits(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """How the windows find the digits: one class at some steps of the training, and several classes as a GIF."""
-    paths = []
     for record, module in with_weights(records, settings):
         images, truth, windows, steps = _trace(module)
         title = figure_title(record, "co-localisation")
@@ -57,13 +55,12 @@ def digits(folder: Path, records: list[dict], settings: dict) -> list[Path]:
             for row in sorted(rows)
         }
         path = figure_path(folder, f"windows_{record['task']}", record)
-        paths.append(window_sheet(path, lines, f"{title}. Up to step 0: learning the search's windows"))
+        yield window_sheet(path, lines, f"{title}. Up to step 0: learning the search's windows")
         frames = {
             step: [window_panels(images[k], truth[k], windows[row, k]) for k in ANIMATED_DIGITS]
             for row, step in enumerate(steps)
         }
-        paths.append(window_animation(path.with_suffix(".gif"), frames, title))
-    return paths
+        yield window_animation(path.with_suffix(".gif"), frames, title)
 
 
 def _trace(module):
@@ -75,9 +72,8 @@ def _trace(module):
     return images.numpy(), truth.numpy(), windows.numpy(), steps
 
 
-def species(folder: Path, records: list[dict], settings: dict) -> list[Path]:
+def species(folder: Path, records: list[dict], settings: dict) -> Iterator[Path]:
     """The windows on the first training birds of each species, a line per species."""
-    paths = []
     for record, module in with_weights(records, settings):
         images, truth = (x[:BIRDS] for x in module.scenes["train"])
         with torch.no_grad():
@@ -88,5 +84,4 @@ def species(folder: Path, records: list[dict], settings: dict) -> list[Path]:
             pictures = images[:, k].permute(0, 2, 3, 1)
             lines[label] = window_panels(*(x.numpy() for x in (pictures, truth[:, k], windows[:, k])))
         path = figure_path(folder, f"windows_{record['task']}", record)
-        paths.append(window_sheet(path, lines, figure_title(record, "co-localisation")))
-    return paths
+        yield window_sheet(path, lines, figure_title(record, "co-localisation"))

@@ -2,7 +2,11 @@
 
 
 def load(source, output_dir=None):
-    """The trained network of a model file, a record or a run's folder: see `stn.trained.load`."""
-    from stn.trained import load  # which imports the suite; stn.transform needs torch alone
+    """The trained network of a model file, a record (or its file), or a run's folder; in evaluation mode, on the CPU.
 
-    return load(source, output_dir)
+    `output_dir`: where the runs left their weights; by default the folder `outputs` beside that of the results.
+    Raises: DataError, RecordError (both one line) for files that are not there, or not whole.
+    """
+    from stn.trained import find  # which imports the suite; stn.transform needs torch alone
+
+    return find(source, output_dir=output_dir).net()

@@ -1,17 +1,10 @@
 """How far a command is: a bar on a terminal, elsewhere a line now and then."""
 
 import time
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 EVERY_S = 60.0  # a line, where there is no terminal
 
@@ -34,9 +27,9 @@ class Bar:
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.began = self.said = time.monotonic()
         self.first: float | None = None  # what was done already when it began
-        before = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *columns, TimeElapsedColumn())
-        after = (TextColumn("left"), TimeRemainingColumn())
-        self.bar = Progress(*before, *after, console=self.console, speed_estimate_period=300)
+        *usual, remaining = Progress.get_default_columns()
+        columns = (*usual, *columns, TimeElapsedColumn(), TextColumn("left"), remaining)
+        self.bar = Progress(*columns, console=self.console, speed_estimate_period=300)
         self.task = self.bar.add_task(what, total=total)
 
     def __enter__(self) -> "Bar":
@@ -60,11 +53,7 @@ class Bar:
             share = f"{done:.0f}"
             if self.total:
                 left_s = (now - self.began) * (self.total - done) / (done - self.first)
-                share = f"{done / self.total:.0%} after {_clock(now - self.began)}, {_clock(left_s)} left"
+                after, left = (timedelta(seconds=round(seconds)) for seconds in (now - self.began, left_s))
+                share = f"{done / self.total:.0%} after {after}, {left} left"
             self.console.print(f"{self.what}: {share}")
             self.said = now
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from stn.data.errors import DataError
 from stn.families import network
 from stn.results.records import read_record, record_path, records_root, run_key, sweeps_dir
-from stn.saved import load as load_tensors
-from stn.saved import replace
+from stn.saved import load, replace
 from stn.settings import Experiment
 
 SUFFIX = ".safetensors"
@@ -44,21 +43,12 @@ class Trained(NamedTuple):
         return net.eval()
 
 
-def load(source: str | Path | Mapping[str, Any], output_dir: str | Path | None = None) -> nn.Module:
-    """The trained network of a model file, a record (or its file), or a run's folder; in evaluation mode, on the CPU.
-
-    `output_dir`: where the runs left their weights; by default the folder `outputs` beside that of the results.
-    Raises: DataError, RecordError (both one line) for files that are not there, or not whole.
-    """
-    return find(source, output_dir=output_dir).net()
-
-
 def find(
     source: str | Path | Mapping[str, Any],
     results_dir: str | Path | None = None,
     output_dir: str | Path | None = None,
 ) -> Trained:
-    """As `load`, but weights and record. `results_dir`: where the record of a run's folder is looked for."""
+    """As `stn.load`, but weights and record. `results_dir`: where the record of a run's folder is looked for."""
     if isinstance(source, Mapping):
         return _of_record(source, Path(output_dir or "outputs"))
     path = Path(source)
@@ -125,11 +115,7 @@ def _of_record(record: Mapping[str, Any], output_dir: Path) -> Trained:
 def _record_of(folder: Path, results_dir: Path) -> Mapping[str, Any]:
     relative = Path(*folder.absolute().parts[-4:]).with_suffix(".json")
     data = "standin" if "standin" in folder.absolute().parts else "real"
-    places = [
-        root / "runs" / relative
-        for where in (results_dir, sweeps_dir(results_dir))
-        if (root := records_root(where, data))
-    ]
+    places = [records_root(where, data) / "runs" / relative for where in (results_dir, sweeps_dir(results_dir))]
     for place in places:
         if place.exists():
             return read_record(place)
@@ -139,4 +125,4 @@ def _record_of(folder: Path, results_dir: Path) -> Mapping[str, Any]:
 def _weights(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise DataError(f"{path}: no such file; the run that leaves it there has to be trained first")
-    return load_tensors(path)
+    return load(path)

@@ -67,9 +67,8 @@ def problem(error: ValidationError, given: Any, where: str = "") -> str:
             allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
             return f"{key} must be one of {allowed}, got {got}"
         case kind:
-            must = (
-                MUST[kind].format(**first.get("ctx", {})) if kind in MUST else re.sub(r"^\w+ should ", "", first["msg"])
-            )
+            told = re.sub(r"^\w+ should ", "", first["msg"])
+            must = MUST[kind].format(**first.get("ctx", {})) if kind in MUST else told
             return " ".join(f"{key or 'it'} must {must}, got {got}".split())
 
 

@@ -41,7 +41,7 @@ def test_it_reads_as_cub_and_half_of_each_class_is_for_training(tmp_path):
     assert a.part_names == PART_NAMES
     np.testing.assert_array_equal(np.bincount(a.labels), [8] * 5)
     np.testing.assert_array_equal(np.bincount(a.labels[a.is_train]), [4] * 5)
-    prepare_cub(tmp_path, sizes_px=(40,))
+    prepare_cub(tmp_path, 40)
     assert load_cub(tmp_path, "test", 40).source == "standin"
 
 
@@ -60,7 +60,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cub_standin, "draw_picture", interrupted)
+    monkeypatch.setattr(cub_standin.drawing, "draw_picture", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_standin(tmp_path, 2, 2, size_px=48)
     assert list(tmp_path.iterdir()) == []

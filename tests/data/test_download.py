@@ -209,7 +209,8 @@ def test_a_wrong_local_file_is_named_and_kept(site, tmp_path):
 
 
 def test_two_processes_download_once(site, tmp_path):
-    script = f"from stn.data.download import fetch; fetch([{site.url!r}], {str(tmp_path / 'file')!r}, {MD5!r})"
+    script = "from pathlib import Path; from stn.data.download import fetch; "
+    script += f"fetch([{site.url!r}], Path({str(tmp_path / 'file')!r}), {MD5!r})"
     env = os.environ | {"PYTHONPATH": str(SOURCE_ROOT)}
     both = [subprocess.Popen([sys.executable, "-c", script], env=env, stderr=-1, text=True) for _ in range(2)]
     for process in both:

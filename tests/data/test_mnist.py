@@ -273,14 +273,15 @@ def test_an_interrupted_download_leaves_nothing_that_counts(files, tmp_path, mon
 
 PREPARE = """
 import sys, types
+from pathlib import Path
 from stn.data import mnist
 assert not any(name.startswith("torchvision") for name in sys.modules)
 sys.modules["torchvision"] = types.ModuleType("torchvision")
 official = types.SimpleNamespace(mirrors=[], resources={resources!r})
 sys.modules["torchvision.datasets"] = types.SimpleNamespace(MNIST=official)
 mnist.MNIST_MD5.update({md5!r})
-mnist.prepare_mnist({data_dir!r})
-print(len(mnist.load_mnist({data_dir!r}, "train")))
+mnist.prepare_mnist(Path({data_dir!r}))
+print(len(mnist.load_mnist(Path({data_dir!r}), "train")))
 """
 
 

@@ -239,7 +239,7 @@ def test_a_part_of_cub_has_its_species_alone(birds, tmp_path):
     assert np.array_equal(some.labels, everything.labels[index] - 1)
     for name in ("is_train", "boxes_px", "parts"):
         assert np.array_equal(getattr(some, name), getattr(everything, name)[index])
-    prepare_cub(folder, (48,), "subset")
+    prepare_cub(folder, 48, "subset")
     train = load_cub(folder, "train", 48)
     assert (len(train), train.source, len(train.classes)) == (4, "subset", 2)
     prepare_cub_part(part, tmp_path)  # the caches beside it are nobody's fault
@@ -290,7 +290,7 @@ def test_the_real_part_of_cub(tmp_path, monkeypatch):
     monkeypatch.setattr(subset, "NEARBY", PICTURES)
     folder = prepare_cub_part(read_part("cub"), tmp_path)
     annotations = read_annotations(folder / cub.ROOT)
-    assert (len(annotations), int(annotations.is_train.sum()), annotations.source) == (659, 360, "subset")
+    assert (len(annotations.labels), int(annotations.is_train.sum()), annotations.source) == (659, 360, "subset")
     assert [name[:3] for name in annotations.classes] == [f"{k:03d}" for k in range(1, 13)]
     assert np.bincount(annotations.labels[~annotations.is_train]).tolist() == [
         30,

@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments import reproduce
 from experiments.config import compose_config, compose_run
 from stn.many.pool import Finished, Progress
-from stn.results.records import read_record, write_record
+from stn.results.records import read_record, write_records
 from stn.train.stopped import OutOfTime
 from tests.tiny import run
 
@@ -96,7 +96,7 @@ def put(settings, **changes):
     """Leaves a record of a run that was not made; returns its path."""
     path = settings.record_file
     like = run(settings)
-    write_record(path, {**like, "finished_at": "2025-01-01T00:00:00+00:00", **changes})
+    write_records({path: {**like, "finished_at": "2025-01-01T00:00:00+00:00", **changes}})
     return path
 
 

@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from stn.results.archive import merge, pack
-from stn.results.records import RecordError, read_records, record_path, run_key, write_record
+from stn.results.records import RecordError, read_records, record_path, run_key, write_records
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def three(tmp_path, record):
     """A results folder with three records, and the records."""
     records = [record("fcn", "mnist_r", seed) for seed in range(3)]
     for one in records:
-        write_record(record_path(tmp_path / "home", run_key(one)), one)
+        write_records({record_path(tmp_path / "home", run_key(one)): one})
     return tmp_path / "home", records
 
 
@@ -43,7 +43,7 @@ def test_records_of_sweeps_and_of_drawn_data_travel_to_folders_of_their_own(tmp_
     folders = ("sweeps", "standin", "sweeps/standin")
     for folder in folders:
         one = record(seed=7, data="standin" if folder.endswith("standin") else "real")
-        write_record(record_path(home / folder, run_key(one)), one)
+        write_records({record_path(home / folder, run_key(one)): one})
     assert pack(home, tmp_path / "a.tgz") == 6
     there = tmp_path / "there"
     assert len(merge(tmp_path / "a.tgz", there).new) == 6
@@ -56,7 +56,7 @@ def test_one_conflict_and_nothing_is_merged(tmp_path, three):
     pack(home, tmp_path / "a.tgz")
     there = tmp_path / "there"
     path = record_path(there, run_key(records[1]))
-    write_record(path, {**records[1], "wall_s": 1e6})
+    write_records({path: {**records[1], "wall_s": 1e6}})
     with pytest.raises(RecordError, match=r"nothing merged, 1 differ.*seed1\.json"):
         merge(tmp_path / "a.tgz", there)
     assert [path] == list(there.rglob("*.json"))
@@ -84,7 +84,7 @@ def test_a_damaged_member_or_archive_is_named_and_nothing_is_written(tmp_path, t
     home, records = three
     good = record_path(home, run_key(records[0])).read_bytes()
     changed = record_path(tmp_path / "changed", run_key(records[0]))
-    write_record(changed, {**records[0], "wall_s": 9.0})
+    write_records({changed: {**records[0], "wall_s": 9.0}})
     slower = changed.read_bytes()
     name = "runs/mnist_r/fcn/{}/seed0.json".format(records[0]["protocol"])
     other = name.replace("seed0", "seed1")

@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as hnp
 from stn.results.records import (
     RecordError,
     RunKey,
-    check_unique,
     config_hash,
     pack_wrong,
     read_record,
@@ -20,7 +19,6 @@ from stn.results.records import (
     record_path,
     run_key,
     unpack_wrong,
-    write_record,
     write_records,
 )
 
@@ -32,13 +30,13 @@ def path_of(folder, record):
 def test_round_trip(tmp_path, record):
     given = record()
     path = path_of(tmp_path, given)
-    write_record(path, given)
+    write_records({path: given})
     assert path == tmp_path / "runs/mnist_r/fcn/fast/seed0.json"
     assert read_record(path) == given
 
 
 def test_a_list_of_numbers_stays_on_one_line(tmp_path, record):
-    write_record(path_of(tmp_path, record()), record())
+    write_records({path_of(tmp_path, record()): record()})
     text = path_of(tmp_path, record()).read_text()
     assert '"train/loss": [2.3, 0.5, 0.1]' in text
     assert len(text.splitlines()) < 60
@@ -47,7 +45,7 @@ def test_a_list_of_numbers_stays_on_one_line(tmp_path, record):
 @pytest.mark.parametrize("status", ["failed", "diverged", "collapsed"])
 def test_a_bad_run_may_have_measured_nothing(tmp_path, bad, status):
     given = bad(status, n_params=None, widths=None, curve=None, steps=None, device=None)
-    write_record(path_of(tmp_path, given), given)
+    write_records({path_of(tmp_path, given): given})
     assert read_records(tmp_path) == [given]
 
 
@@ -85,7 +83,7 @@ def test_a_bad_run_may_have_measured_nothing(tmp_path, bad, status):
 def test_refuses_on_write(tmp_path, record, changes, says):
     path = path_of(tmp_path, record())
     with pytest.raises(RecordError) as error:
-        write_record(path, record(**changes))
+        write_records({path: record(**changes)})
     assert says in str(error.value)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
@@ -96,15 +94,15 @@ def test_refuses_a_missing_key(tmp_path, record):
     given = record()
     del given["wall_s"]
     with pytest.raises(RecordError, match="missing key 'wall_s'"):
-        write_record(path_of(tmp_path, given), given)
+        write_records({path_of(tmp_path, given): given})
 
 
 @pytest.mark.parametrize("other", ["seed1.json", "seed00.json", "../fast/../slow/seed0.json"])
 def test_refuses_a_path_that_says_otherwise(tmp_path, record, other):
     path = path_of(tmp_path, record())
     with pytest.raises(RecordError, match="the path disagrees with the key"):
-        write_record(path.parent / other, record())
-    write_record(path, record())
+        write_records({path.parent / other: record()})
+    write_records({path: record()})
     os.makedirs((path.parent / other).parent, exist_ok=True)
     (path.parent / other).write_bytes(path.read_bytes())
     with pytest.raises(RecordError, match="the path disagrees with the key"):
@@ -124,7 +122,7 @@ def test_refuses_a_path_that_says_otherwise(tmp_path, record, other):
 )
 def test_refuses_on_read(tmp_path, record, spoil, says):
     path = path_of(tmp_path, record())
-    write_record(path, record())
+    write_records({path: record()})
     path.write_text(spoil(path.read_text()))
     with pytest.raises(RecordError, match=says) as error:
         read_records(tmp_path)
@@ -141,14 +139,14 @@ def test_a_record_in_the_wrong_place_is_an_error_not_a_gap(tmp_path):
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_kill_while_writing_leaves_the_old_record(tmp_path, record, monkeypatch, step):
     path = path_of(tmp_path, record())
-    write_record(path, record())
+    write_records({path: record()})
 
     def die(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, step, die)
     with pytest.raises(KeyboardInterrupt):
-        write_record(path, record(steps=999))
+        write_records({path: record(steps=999)})
     assert [p.name for p in path.parent.iterdir()] == ["seed0.json"]
     assert read_record(path)["steps"] == 200
 
@@ -167,7 +165,7 @@ def test_of_several_records_all_are_written_or_none(tmp_path, record, full_disk)
 
 def test_leftover_temporary_files_are_ignored(tmp_path, record):
     path = path_of(tmp_path, record())
-    write_record(path, record())
+    write_records({path: record()})
     (path.parent / ".seed0.json.abc.tmp").write_text("{")  # what a power cut leaves
     assert len(read_records(tmp_path)) == 1
 
@@ -175,17 +173,12 @@ def test_leftover_temporary_files_are_ignored(tmp_path, record):
 def test_records_are_sorted_by_key(tmp_path, record):
     for model, seed in [("fcn", 10), ("fcn", 2), ("cnn", 3)]:
         given = record(model=model, seed=seed)
-        write_record(path_of(tmp_path, given), given)
+        write_records({path_of(tmp_path, given): given})
     assert [(r["model"], r["seed"]) for r in read_records(tmp_path)] == [("cnn", 3), ("fcn", 2), ("fcn", 10)]
 
 
 def test_no_records(tmp_path):
     assert read_records(tmp_path) == []
-
-
-def test_duplicates_raise(record):
-    with pytest.raises(RecordError, match="mnist_r/fcn/fast/seed0: two records"):
-        check_unique([record(), record(wrong=3)])
 
 
 def test_config_hash_is_that_of_the_cell():

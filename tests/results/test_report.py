@@ -16,7 +16,7 @@ from experiments import report as verb
 from experiments.cli import main
 from experiments.config import compose_run
 from stn.results.pictures import picture
-from stn.results.records import record_path, records_root, run_key, write_record
+from stn.results.records import record_path, records_root, run_key, write_records
 from stn.results.report import _run, duration, write_report
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -69,7 +69,7 @@ def project(tmp_path, small_table):
 
     def make(*records):
         for record in records:
-            write_record(record_path(records_root(results, record["data"]), run_key(record)), record)
+            write_records({record_path(records_root(results, record["data"]), run_key(record)): record})
         problems = write_report(results, tmp_path / "conf", tmp_path / "page.html")
         return Page((tmp_path / "page.html").read_text(encoding="utf-8")), problems
 
@@ -236,7 +236,7 @@ def test_sweeps_show_what_differed_beside_what_came_of_it(project, record):
     sweeps = project.results / "sweeps"
     for protocol, seed, lr, wrong in [("fast-aa", 0, 0.1, 30), ("fast-aa", 1, 0.1, 40), ("fast-bb", 0, 0.2, 10)]:
         made = record(protocol=protocol, seed=seed, wrong=wrong, config=config(lr))
-        write_record(record_path(sweeps, run_key(made)), made)
+        write_records({record_path(sweeps, run_key(made)): made})
     study = sweeps / "studies" / "localiser-mnist_r"
     study.mkdir(parents=True)
     (study / "trials.csv").write_text("trial,state,error\n1,complete,2.5\n0,pruned,\n", encoding="utf-8")

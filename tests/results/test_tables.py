@@ -139,11 +139,6 @@ def test_models_must_be_tested_on_the_same_images(small_table, record, changes):
         table_cells(load_table(small_table()), records, "fast")
 
 
-def test_one_run_twice(small_table, record):
-    with pytest.raises(RecordError, match="two records of one run"):
-        table_cells(load_table(small_table()), [record(), record()], "fast")
-
-
 def test_an_ok_run_without_the_metric(small_table, record):
     with pytest.raises(RecordError, match="without the metric 'test/error_pct'"):
         table_cells(load_table(small_table()), [record(metrics={"train/loss": 1.0})], "fast")

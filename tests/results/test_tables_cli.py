@@ -8,7 +8,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.tables import tables
-from stn.results.records import record_path, run_key, write_record
+from stn.results.records import record_path, run_key, write_records
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def project(tmp_path, small_table, record, monkeypatch):
     """A folder with the small table and two records; call it with arguments of the command: its exit status."""
     small_table()
     for given in (record(seed=0), record(seed=1, wrong=52), record(protocol="smoke", data="standin")):
-        write_record(record_path(tmp_path / "results", run_key(given)), given)
+        write_records({record_path(tmp_path / "results", run_key(given)): given})
 
     def call(*arguments: str) -> int:
         folders = [f"results_dir={tmp_path / 'results'}", f"conf_dir={tmp_path / 'conf'}"]

@@ -121,7 +121,7 @@ def test_a_run_ends_in_a_record_that_its_weights_confirm(settings_of_coloc, enco
         assert torch.allclose(windows[-1], module.net(scenes.images), atol=1e-5)
 
     wanted = {"protocol": "smoke", "data": "real", "data_dir": settings.data_dir, "output_dir": "none"}
-    assert galleries.digits(tmp_path, [record], wanted) == []  # without weights nothing is drawn
+    assert list(galleries.digits(tmp_path, [record], wanted)) == []  # without weights nothing is drawn
 
 
 def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(

@@ -75,7 +75,7 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
     # the figure: a line of the birds of each species
     wanted = {name: getattr(settings, name) for name in ("data_dir", "output_dir", "data")} | {"protocol": "smoke"}
     monkeypatch.setattr(windows, "BIRDS", 2)
-    paths = windows.species(settings_of_birds.folder, [record], wanted)
+    paths = list(windows.species(settings_of_birds.folder, [record], wanted))
     assert [path.name for path in paths] == ["windows_cub_coloc_smoke_standin.png"]
     assert paths[0].exists()
 

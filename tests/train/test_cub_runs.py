@@ -250,7 +250,7 @@ def test_real_birds_without_a_file_are_named_and_not_downloaded(tmp_path, monkey
 def test_standin_birds_are_never_taken_for_real_ones(tmp_path, cub_settings):
     write_standin(tmp_path, 2, 4, size_px=48)
     settings = cub_settings("cub_224", "cub_cnn", "data=real", f"data_dir={tmp_path}")
-    prepare_cub(tmp_path, (settings.recipe["shorter_side_px"],))
+    prepare_cub(tmp_path, settings.recipe["shorter_side_px"])
     for call in (prepare, build):
         with pytest.raises(DataError, match=r"data=real: the birds in .* are standin"):
             call(settings)
@@ -339,5 +339,5 @@ def test_the_figure_has_a_line_per_trained_model_with_windows(tmp_path, monkeypa
     (path,) = birds(tmp_path, records, wanted)
     assert path.name == "gallery_cub_224_smoke_standin.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert birds(tmp_path, records[:1], wanted) == []  # the CNN has no windows
-    assert birds(tmp_path, records, wanted | {"output_dir": str(tmp_path / "elsewhere")}) == []
+    assert list(birds(tmp_path, records[:1], wanted)) == []  # the CNN has no windows
+    assert list(birds(tmp_path, records, wanted | {"output_dir": str(tmp_path / "elsewhere")})) == []

@@ -72,7 +72,7 @@ def cub(_):
 def coloc(_):
     net = Localisers(2, (1, 32, 32), WindowBounds(0.2, 1.0, 0.6, 1.0), crop_px=12)
     scenes = Scenes(torch.rand(N, 2, 1, 32, 32), torch.tensor([4.0, 4, 20, 20]).expand(N, 2, 4))
-    recipe = SimpleNamespace(crop_px=12, antialias=False, steps=1)
+    recipe = SimpleNamespace(crop_px=12, antialias=False, steps=1, fit_steps=0)
     return Colocalisation(net, None, scenes, scenes, ("a", "b"), recipe, 0)
 
 

@@ -72,7 +72,7 @@ def test_the_gallery_shows_digits_that_the_transformer_alone_gets_right(monkeypa
     assert gallery.stat().st_size > 5000
     with Image.open(animation) as frames:
         assert frames.n_frames == len(snapshots_of(records[0], wanted)["step"]) > 1
-    assert volumes(tmp_path / "figures", records[:1], wanted) == []
+    assert list(volumes(tmp_path / "figures", records[:1], wanted)) == []
 
 
 def test_a_digit_larger_than_the_volume_is_refused_in_one_line(tiny):

@@ -115,7 +115,7 @@ def test_the_gallery_shows_every_snapshot(monkeypatch, toy_mnist, settings_of, t
     assert np.abs(last.grid - first.grid).max() > 1e-4
 
     (settings.folder / FILE).unlink()
-    assert warps.trainings(tmp_path, [record], settings.model_dump()) == []
+    assert list(warps.trainings(tmp_path, [record], settings.model_dump())) == []
 
 
 def test_one_class_of_turned_digits_before_and_after_the_st(monkeypatch, toy_mnist, settings_of, tmp_path):

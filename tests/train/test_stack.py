@@ -203,9 +203,8 @@ def test_a_new_process_knows_what_shares_a_stack(settings_of):
 @pytest.mark.parametrize(
     ("launcher", "gpu_here", "wanted"),
     [
-        (None, True, True),
-        (None, False, False),
         ({"name": "local"}, True, True),
+        ({"name": "local"}, False, False),
         ({"name": "ray", "resources": {"num_cpus": 1, "num_gpus": 0}}, True, False),
         ({"name": "ray", "resources": {"num_cpus": 1, "num_gpus": 0.5}}, False, True),
         ({"name": "submitit", "parameters": {"gpus_per_node": 0, "slurm_partition": "gpu"}}, True, False),

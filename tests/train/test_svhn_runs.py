@@ -196,7 +196,7 @@ def test_what_is_not_all_of_svhn_is_refused_as_real(svhn_settings, monkeypatch):
 
 def test_extra_is_joined_to_train(svhn_settings, drawn, monkeypatch):
     """Stand-in folders in the place of the real ones."""
-    monkeypatch.setattr("stn.families.svhn.check_official", lambda crops, split: None)
+    monkeypatch.setattr("stn.families.svhn.check_real", lambda crops, split: None)
     settings = svhn_settings("svhn_cnn")
     families.prepare(settings)
     real = svhn_settings("svhn_cnn", "data=real", f"data_dir={data_folder(settings)}")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from zygote import Child, command, take_for_mnist
 
 from experiments.config import compose_run
-from stn.results.records import read_records, run_key, write_record
+from stn.results.records import read_records, run_key, write_records
 
 TIMES = ("wall_s", "images_per_s", "finished_at", "git")  # of a record: what differs between equal runs
 
@@ -110,7 +110,7 @@ def write_many(like: dict, n: int) -> None:
     for _ in range(3):
         for seed in range(n):
             record = like | {"seed": seed}
-            write_record(Path("results/runs", *map(str, run_key(record)[:3]), f"seed{seed}.json"), record)
+            write_records({Path("results/runs", *map(str, run_key(record)[:3]), f"seed{seed}.json"): record})
 
 
 def reproduce(digits: Path) -> None:

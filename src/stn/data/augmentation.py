@@ -38,9 +38,8 @@ class Augmentation(NamedTuple):
             images = sample(images, affine_grid(theta, images.shape[2:]), padding="border")
         if self.contrast:
             mean = images.mean(dim=(1, 2, 3), keepdim=True)
-            images = (mean + (1 + self.contrast * (2 * contrast - 1))[:, None, None, None] * (images - mean)).clamp(
-                0, 1
-            )
+            factor = (1 + self.contrast * (2 * contrast - 1))[:, None, None, None]
+            images = (mean + factor * (images - mean)).clamp(0, 1)
         if self.inverted:
             images = torch.where((coin < self.inverted)[:, None, None, None], 1 - images, images)
         return images

@@ -33,16 +33,16 @@ def make_cache(
     problem = cache_problem(folder, source, checksums)
     if problem is None:
         return folder
-    others = {path.name for path in folder.iterdir()} - {*names, MANIFEST} if folder.is_dir() else folder.exists()
-    if others:
-        raise DataError(f"{folder} is no cache, but in its place{_named(others)}: move it away")
+    others = {path.name for path in folder.iterdir()} - {*names, MANIFEST} if folder.is_dir() else set()
+    if others or folder.is_file():
+        named = f", with {min(others)}" if others else ""
+        raise DataError(f"{folder} is no cache, but in its place{named}: move it away")
     log.info("%s %s: made anew", folder, problem)
     try:
         with new_folder(folder, ".cache-", lambda: not cache_problem(folder, source, checksums=False)) as fresh:
             manifest = {"source": source, **write(fresh)}
-            files = {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(fresh.iterdir())
-            }
+            paths = sorted(fresh.iterdir())
+            files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
             (fresh / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n", encoding="utf-8")
             with suppress(FileNotFoundError):
                 os.rename(folder, fresh.with_name("old"))
@@ -76,7 +76,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _named(others: set[str] | bool) -> str:
-    return "" if isinstance(others, bool) else f", with {min(others)}"

@@ -22,7 +22,6 @@ ARCHIVE_BYTES = 1_150_585_339
 ARCHIVE_URLS = (f"https://data.caltech.edu/records/65de6-vp158/files/{ARCHIVE}?download=1",)
 ROOT = "CUB_200_2011"  # the folder in the archive
 SPLITS = ("train", "test")
-SIZES_PX = (256, 512)  # shorter sides, for crops of 224 and of 448 px
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,8 @@ class Crops:
     parts: Tensor
 
 
-def fetch_cub(data_dir: str | Path) -> Path:
+def fetch_cub(data_dir: Path) -> Path:
     """The folder that holds images.txt, as `prepare_cub` finds or fetches it; nothing is decoded. Raises: DataError."""
-    data_dir = Path(data_dir)
     root = _root(data_dir)
     if root is None:
         archive = fetch(ARCHIVE_URLS, data_dir / ARCHIVE, ARCHIVE_MD5, ARCHIVE_BYTES)
@@ -91,9 +89,8 @@ def fetch_cub(data_dir: str | Path) -> Path:
     return root
 
 
-def expect_cub(data_dir: str | Path) -> None:
+def expect_cub(data_dir: Path) -> None:
     """Raises: DataError when `prepare_cub` would have to download."""
-    data_dir = Path(data_dir)
     if _root(data_dir) is None and not (data_dir / ARCHIVE).is_file():
         raise DataError(
             f"CUB-200-2011 is not in {data_dir}: run `make data-cub` (1.2 GB), or put {ARCHIVE} there, or use "
@@ -101,8 +98,8 @@ def expect_cub(data_dir: str | Path) -> None:
         )
 
 
-def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX, source: str | None = None) -> Path:
-    """The folder that holds images.txt, fetched first where it is missing; its images are cached at these sizes.
+def prepare_cub(data_dir: Path, size_px: int, source: str | None = None) -> Path:
+    """The folder that holds images.txt, fetched first where it is missing; its images are cached at this shorter side.
 
     It is `data_dir` itself, or CUB_200_2011 in it, or comes from `data_dir`/CUB_200_2011.tgz, or is downloaded. The
     caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px. `source`, "real" or "standin", is
@@ -113,21 +110,20 @@ def prepare_cub(data_dir: str | Path, sizes_px: tuple[int, ...] = SIZES_PX, sour
     annotations = read_annotations(root)
     if source not in (None, annotations.source):
         raise DataError(f"data={source}: the birds in {root} are {annotations.source}")
-    for size_px in sizes_px:
-        cache_images(annotations, _cache(Path(data_dir), size_px), size_px)
+    cache_images(annotations, _cache(data_dir, size_px), size_px)
     return root
 
 
-def prepare_cub_part(part: Part, data_dir: str | Path) -> Path:
+def prepare_cub_part(part: Part, data_dir: Path) -> Path:
     """`data_dir`/subset/<part>, a data folder whose CUB_200_2011 holds the official lists and the listed photographs.
 
     Raises: DataError, one line, naming what is missing, changed or one too many.
     """
-    folder = Path(data_dir) / "subset" / part.name
+    folder = data_dir / "subset" / part.name
     roots = [source / place for source in source_folders(data_dir) for place in (ROOT, f"cub/{ROOT}", ".")]
     archive = next((root / ARCHIVE for root in roots if (root / ARCHIVE).is_file()), None)
     if archive and not any((place / "images.txt").is_file() for place in (folder / ROOT, *roots)):
-        extract_tar(verify(archive, ARCHIVE_MD5, ARCHIVE_BYTES), Path(data_dir) / ROOT, ROOT)
+        extract_tar(verify(archive, ARCHIVE_MD5, ARCHIVE_BYTES), data_dir / ROOT, ROOT)
     mark = "".join(f"{md5}  {name}\n" for name, md5 in part.files.items())
     place_part(part, roots, folder / ROOT, lambda tree: (tree / PART_MARK).write_text(mark, encoding="utf-8"))
     check_part(part, folder / ROOT, [PART_MARK])
@@ -136,24 +132,23 @@ def prepare_cub_part(part: Part, data_dir: str | Path) -> Path:
     return folder
 
 
-def load_cub(data_dir: str | Path, split: str, size_px: int, checksums: bool = False) -> Birds:
-    """The official training (5 994) or test (5 794) images of `prepare_cub`. Downloads and decodes nothing.
+def load_cub(data_dir: Path, split: str, size_px: int) -> Birds:
+    """The official training (5 994) or test (5 794) images of `prepare_cub`, which reads all pixels to check them; here
+    their number is checked. Downloads and decodes nothing.
 
-    `checksums` also reads all pixels to check them; without it their number is checked.
     Raises: DataError when a file is missing, or the cache is not there, stale or damaged.
     """
     if split not in SPLITS:
         raise ValueError(f"load_cub: split must be one of {SPLITS}, got {split!r}")
-    root = _root(Path(data_dir))
+    root = _root(data_dir)
     if root is None:
         raise DataError(
             f"CUB-200-2011 is not in {data_dir}: run `python -m experiments.prepare dataset=cub` first; "
             "with data=subset it places a part"
         )
     annotations = read_annotations(root)
-    folder = _cache(Path(data_dir), size_px)
-    problem = cache_problem(folder, images_source(annotations, size_px), checksums)
-    if problem is not None:
+    folder = _cache(data_dir, size_px)
+    if problem := cache_problem(folder, images_source(annotations, size_px), checksums=False):
         raise DataError(
             f"{folder} {problem}: run `python -m experiments.prepare dataset=cub protocol=…`, this run's, first"
         )

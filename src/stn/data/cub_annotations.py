@@ -52,11 +52,8 @@ class Annotations:
     source: str  # "real", "subset" or "standin", as in a run's record
     sha256: str  # of the text files and of the names and byte counts of the images
 
-    def __len__(self) -> int:
-        return len(self.image_files)
 
-
-def read_annotations(root: str | Path) -> Annotations:
+def read_annotations(root: Path) -> Annotations:
     """The annotations in `root`, the folder that holds images.txt. Opens no image.
 
     Of a listed part (`PART_MARK`) the images in it, with its classes alone.
@@ -64,7 +61,6 @@ def read_annotations(root: str | Path) -> Annotations:
     not 1..N, a class folder that is not the image's class, a box without area, an image that is not there, and numbers
     of images, classes or parts that are not the official ones, unless it is a stand-in.
     """
-    root = Path(root)
     content = {name: _read(root / name) for name in FORMS}
     classes = tuple(_table(root, content, "classes.txt", None)["name"])
     part_names = tuple(_table(root, content, "parts/parts.txt", None)["name"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stn.data.cache import make_cache
 from stn.data.cub_annotations import Annotations
-from stn.data.errors import DataError
+from stn.data.errors import DataError, one_line
 
 FORMAT = 2  # to be raised when what a cache holds changes: older ones are then made anew
 PIXELS, INDEX = "pixels.u8", "index.npz"
@@ -64,9 +64,8 @@ def _write(folder: Path, annotations: Annotations, size_px: int, workers: int | 
     with open(folder / PIXELS, "wb") as sink, ThreadPoolExecutor(workers) as executor:
         for first in range(0, len(paths), IMAGES_AT_ONCE):
             chosen = range(first, min(first + IMAGES_AT_ONCE, len(paths)))
-            for i, (image, (height, width)) in zip(
-                chosen, executor.map(lambda i: _decode(paths[i], size_px), chosen), strict=True
-            ):
+            decoded = executor.map(lambda i: _decode(paths[i], size_px), chosen)
+            for i, (image, (height, width)) in zip(chosen, decoded, strict=True):
                 boxes_px[i] = _clip_box(boxes_px[i], width, height, annotations, i)
                 parts[i] = _drop_outside(parts[i], width, height)
                 data = image.tobytes()
@@ -102,8 +101,7 @@ def _decode(path: Path, size_px: int) -> tuple[np.ndarray, tuple[int, int]]:
         image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
         return np.asarray(image), (height, width)
     except Exception as error:  # decoders of broken files raise whatever comes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} is not a readable image ({reason}): replace it") from error
+        raise DataError(f"{path} is not a readable image ({one_line(error)}): replace it") from error
 
 
 def _clip_box(box_px: np.ndarray, width: int, height: int, annotations: Annotations, i: int) -> np.ndarray:

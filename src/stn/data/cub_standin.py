@@ -13,22 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stn.data import cub_standin_drawing as drawing
 from stn.data.cub import ROOT
 from stn.data.cub_annotations import FORMS
-from stn.data.cub_standin_drawing import (
-    BEAKS,
-    BREAST_COLOURS,
-    BREASTS,
-    CROWNS,
-    EYE_RINGS,
-    PART_NAMES,
-    TAIL_TIPS,
-    THROATS,
-    WING_BARS,
-    BodyMarks,
-    HeadMarks,
-    draw_picture,
-)
 from stn.data.standin import make_standin
 from stn.progress import Bar
 
@@ -41,8 +28,8 @@ JPEG_QUALITY = 92
 @dataclass(frozen=True)
 class Species:
     name: str
-    head: HeadMarks
-    body: BodyMarks
+    head: drawing.HeadMarks
+    body: drawing.BodyMarks
 
 
 def species(n_classes: int, seed: int) -> list[Species]:
@@ -51,9 +38,9 @@ def species(n_classes: int, seed: int) -> list[Species]:
         raise ValueError(f"n_classes must be in 2..{MAX_CLASSES}, got {n_classes}")
     rng = np.random.default_rng((seed, 0))
     n_heads = math.ceil(math.sqrt(n_classes))
-    heads = [HeadMarks(*marks) for marks in _product(CROWNS, EYE_RINGS, BEAKS, THROATS)]
-    bodies = [BodyMarks(*marks) for marks in _product(BREASTS, BREAST_COLOURS, WING_BARS, TAIL_TIPS)]
-    bodies = [body for body in bodies if BREASTS[body.breast] or body.breast_colour == 0]
+    heads = [drawing.HeadMarks(*marks) for marks in _product(*drawing.HEADS)]
+    bodies = [drawing.BodyMarks(*marks) for marks in _product(*drawing.BODIES)]
+    bodies = [body for body in bodies if drawing.BREASTS[body.breast] or body.breast_colour == 0]
     heads = _unlike(heads, n_heads, rng)
     bodies = _unlike(bodies, math.ceil(n_classes / n_heads), rng)
     return [
@@ -62,9 +49,7 @@ def species(n_classes: int, seed: int) -> list[Species]:
     ]
 
 
-def write_standin(
-    folder: str | Path, n_classes: int = 20, n_per_class: int = 60, seed: int = 0, size_px: int = 300
-) -> Path:
+def write_standin(folder: Path, n_classes: int = 20, n_per_class: int = 60, seed: int = 0, size_px: int = 300) -> Path:
     """The stand-in's root, `folder`/CUB_200_2011, written unless it is there with the same arguments.
 
     Half of each class is for training. `size_px` is the longer side; the other is 65 to 100 % of it. The same arguments
@@ -75,18 +60,18 @@ def write_standin(
         raise ValueError(f"n_per_class must be at least 2 and size_px at least 32, got {n_per_class} and {size_px}")
     mark = {"version": VERSION, "n_classes": n_classes, "n_per_class": n_per_class, "seed": seed, "size_px": size_px}
     kinds = species(n_classes, seed)
-    return make_standin(Path(folder) / ROOT, mark, lambda fresh: _write(fresh, kinds, n_per_class, seed, size_px))
+    return make_standin(folder / ROOT, mark, lambda fresh: _write(fresh, kinds, n_per_class, seed, size_px))
 
 
 def _write(root: Path, kinds: list[Species], n_per_class: int, seed: int, size_px: int) -> None:
     lines = {name: [] for name in FORMS}
     lines["classes.txt"] = [f"{k} {kind.name}" for k, kind in enumerate(kinds, start=1)]
-    lines["parts/parts.txt"] = [f"{p} {name}" for p, name in enumerate(PART_NAMES, start=1)]
+    lines["parts/parts.txt"] = [f"{p} {name}" for p, name in enumerate(drawing.PART_NAMES, start=1)]
     with Bar(len(kinds) * n_per_class, f"drawing birds, {len(kinds)} species") as bar:
         for k, i in itertools.product(range(len(kinds)), range(n_per_class)):
             image_id, kind = k * n_per_class + i + 1, kinds[k]
             rng = np.random.default_rng((seed, 1, k, i))
-            picture = draw_picture(kind.head, kind.body, _size(size_px, rng), rng)
+            picture = drawing.draw_picture(kind.head, kind.body, _size(size_px, rng), rng)
             name = f"{kind.name}/{kind.name.split('.')[1]}_{i + 1:04d}_{image_id}.jpg"
             path = root / "images" / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,10 +50,11 @@ BREASTS = (None, "spot", "band", "streaks")
 BREAST_COLOURS = ((196, 58, 40), (30, 28, 30), (226, 178, 44))
 WING_BARS = (0, 1, 2)
 TAIL_TIPS = (None, (240, 238, 232))
+HEADS, BODIES = (CROWNS, EYE_RINGS, BEAKS, THROATS), (BREASTS, BREAST_COLOURS, WING_BARS, TAIL_TIPS)
 
 
 class HeadMarks(NamedTuple):
-    """Indices into CROWNS, EYE_RINGS, BEAKS, THROATS."""
+    """Indices into each of `HEADS`."""
 
     crown: int
     eye_ring: int
@@ -62,7 +63,7 @@ class HeadMarks(NamedTuple):
 
 
 class BodyMarks(NamedTuple):
-    """Indices into BREASTS, BREAST_COLOURS, WING_BARS, TAIL_TIPS."""
+    """Indices into each of `BODIES`."""
 
     breast: int
     breast_colour: int

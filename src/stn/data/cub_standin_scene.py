@@ -5,12 +5,11 @@ from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 2
 
-Shape = tuple[np.ndarray, tuple[int, int, int]]  # polygon (K, 2) in pixels, and its colour
+Colour = tuple[int, int, int]
+Shape = tuple[np.ndarray, Colour]  # polygon (K, 2) in pixels, and its colour
 
 
-def background(
-    size_px: tuple[int, int], spots: tuple[tuple[int, int, int], ...], rng: np.random.Generator
-) -> Image.Image:
+def background(size_px: tuple[int, int], spots: tuple[Colour, ...], rng: np.random.Generator) -> Image.Image:
     """Blurred grass, leaves or sky with clutter, some of it in the colours `spots`, at the supersampled size."""
     scenes = (((96, 130, 66), (54, 82, 40)), ((150, 186, 214), (206, 220, 228)), ((140, 112, 80), (86, 66, 46)))
     a, b = (np.array(colour) + rng.normal(0, 18, 3) for colour in scenes[rng.integers(len(scenes))])
@@ -48,9 +47,7 @@ def branches(size_px: tuple[int, int], feet: np.ndarray, rng: np.random.Generato
     return shapes
 
 
-def leaves(
-    centre_px: tuple[float, float], unit_px: float, rng: np.random.Generator
-) -> list[tuple[tuple, tuple[int, int, int]]]:
+def leaves(centre_px: tuple[float, float], unit_px: float, rng: np.random.Generator) -> list[tuple[tuple, Colour]]:
     """Up to four leaves in front: ellipses (x, y, radius, radius, turn in degrees) and their colours."""
     shapes = []
     for _ in range(rng.integers(5)):
@@ -66,9 +63,8 @@ def ellipse(x: float, y: float, rx: float, ry: float, turn_deg: float, n: int = 
     """A polygon of `n` points, (n, 2)."""
     t, turn = np.linspace(0, 2 * np.pi, n, endpoint=False), np.deg2rad(turn_deg)
     along, across = rx * np.cos(t), ry * np.sin(t)
-    return np.stack(
-        [x + along * np.cos(turn) - across * np.sin(turn), y + along * np.sin(turn) + across * np.cos(turn)], axis=1
-    )
+    cos, sin = np.cos(turn), np.sin(turn)
+    return np.stack([x + along * cos - across * sin, y + along * sin + across * cos], axis=1)
 
 
 def in_ellipse(x: float, y: float, shape: tuple[float, float, float, float, float]) -> bool:

@@ -20,14 +20,6 @@ class BirdStream(Stream):
         self.train, self.test, self.crop_px = train, test, crop_px
         self.shape = (3, crop_px, crop_px)
         self.classes = len(train.classes)
-        self.device = torch.device("cpu")
-
-    @property
-    def n_test(self) -> int:
-        return len(self.test)
-
-    def to(self, device: torch.device) -> None:
-        self.device = device
 
     def draw(self, n: int, generator: torch.Generator) -> Batch:
         index = torch.randint(len(self.train), (n,), generator=generator, device=generator.device).cpu()

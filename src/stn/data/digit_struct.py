@@ -57,14 +57,13 @@ def reading_order(boxes: np.ndarray) -> np.ndarray:
     return np.argsort(boxes[:, 1 if spread[0] < STACKED_SLOPE * spread[1] else 0], kind="stable")
 
 
-def read_digit_struct(path: str | Path) -> list[HouseNumber]:
+def read_digit_struct(path: Path) -> list[HouseNumber]:
     """All records, in file order. Source: the format of ufldl.stanford.edu/housenumbers (format 1).
 
     Half a million objects in train/, which HDF5 opens one by one: about a minute.
     Raises: DataError, one line naming the file, and the picture where one is at fault, when it is missing, damaged or
     of another form.
     """
-    path = Path(path)
     try:
         with h5py.File(path, "r") as file:
             numbers = list(_numbers(file))
@@ -79,7 +78,7 @@ def read_digit_struct(path: str | Path) -> list[HouseNumber]:
         raise DataError(f"{path} is truncated, corrupt or no MATLAB 7.3 digitStruct ({one_line(error)})") from error
 
 
-def read_box_table(path: str | Path) -> dict[str, HouseNumber]:
+def read_box_table(path: Path) -> dict[str, HouseNumber]:
     """The same records by name, from a table name;label;top;left;height;width (.csv, .csv.gz), one digit a line."""
     rows = {}
     try:

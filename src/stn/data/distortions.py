@@ -47,9 +47,6 @@ class GridDistortion:
     def apply(self, images: Tensor, params: NamedTuple) -> Tensor:
         return read_at(unit_interval(images), self.grid(params)).clamp_(0, 1)
 
-    def sample(self, images: Tensor, generator: torch.Generator) -> NamedTuple:
-        raise NotImplementedError
-
     def grid(self, params: NamedTuple) -> Tensor:
         """Where each canvas pixel reads the digit image, normalised. Shapes: (N, H, W, 2)."""
         raise NotImplementedError
@@ -138,10 +135,11 @@ class PointDistortion(GridDistortion):
     """A scale, then `n_points` points that are moved by N(0, σ) in x and in y."""
 
     n_points: int
+    sigma_px: float
 
-    def __init__(self, scale: tuple[float, float], sigma_px: float):
+    def __init__(self, scale: tuple[float, float] = (0.75, 1.0), sigma_px: float | None = None):
         self.scale = (float(scale[0]), float(scale[1]))
-        self.sigma_px = float(sigma_px)
+        self.sigma_px = self.sigma_px if sigma_px is None else float(sigma_px)
 
     def sample(self, images: Tensor, generator: torch.Generator) -> PointParams:
         n, device = len(images), images.device
@@ -158,10 +156,7 @@ class Projective(PointDistortion):
     Points behind the horizon are black.
     """
 
-    name, n_points = "p", 4
-
-    def __init__(self, scale: tuple[float, float] = (0.75, 1.0), sigma_px: float = 3.0):
-        super().__init__(scale, sigma_px)
+    name, n_points, sigma_px = "p", 4, 3.0
 
     def grid(self, params: PointParams) -> Tensor:
         x = torch.stack([-params.scale, params.scale, params.scale, -params.scale], dim=1)
@@ -177,10 +172,7 @@ class Elastic(PointDistortion):
     the digit itself moves by about -d there.
     """
 
-    name, n_points = "e", 16
-
-    def __init__(self, scale: tuple[float, float] = (0.75, 1.0), sigma_px: float = 1.5):
-        super().__init__(scale, sigma_px)
+    name, n_points, sigma_px = "e", 16, 1.5
 
     def grid(self, params: PointParams) -> Tensor:
         shift = params.shift_px * (2 / DIGIT_PX)

@@ -45,7 +45,6 @@ def fetch(urls: Sequence[str], target: Path, md5: str, size: int | None = None) 
     Units: size in bytes; None when it is not known beforehand.
     Raises: DataError, one line.
     """
-    target = Path(target)
     if target.is_file():
         return verify(target, md5, size)
     failures = []
@@ -88,7 +87,6 @@ def extract_tar(archive: Path, folder: Path, root: str) -> Path:
     Raises: DataError, one line, naming the archive (and then no `folder` is made), or a `folder` that is there
     without having been extracted whole.
     """
-    archive, folder = Path(archive), Path(folder)
     if is_extracted(folder):
         return folder
     if folder.exists():

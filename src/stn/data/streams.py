@@ -40,18 +40,19 @@ class Stream:
     shape: tuple[int, ...]
     classes: int
     test_batch_size = TEST_BATCH
+    device = torch.device("cpu")
 
     @property
     def n_test(self) -> int:
-        raise NotImplementedError
+        return len(self.test)
 
     @property
     def guessing_loss(self) -> float:
         return math.log(self.classes)
 
     def to(self, device: torch.device) -> None:
-        """Moves what the batches are made from."""
-        raise NotImplementedError
+        """Where the batches go; what they are made from stays, unless a subclass moves it."""
+        self.device = torch.device(device)
 
     def draw(self, n: int, generator: torch.Generator) -> Batch:
         """A training batch of n images, on the generator's device."""
@@ -65,26 +66,34 @@ class Stream:
 class DigitStream(Stream):
     """Digits, kept on one device as uint8. The test's distortions are drawn on the CPU, from `TEST_SEED`.
 
-    `channels`: how many digits an image has, one in each.
+    `channels`: how many digits an image has, one in each. `purpose`: of the test's random stream. A subclass says what
+    becomes of digits (N, 28, 28) and labels (N,), or (N, channels, …) where an image has several: `_distorted`.
     """
 
-    channels = 1
-    classes = 10
+    channels, classes, purpose = 1, 10, "test"
 
     def __init__(self, train: Digits, test: Digits) -> None:
         self.train, self.test = train, test
-
-    @property
-    def n_test(self) -> int:
-        return len(self.test)
 
     def to(self, device: torch.device) -> None:
         """Moves the digits."""
         self.train, self.test = self.train.to(device), self.test.to(device)
 
+    def draw(self, n: int, generator: torch.Generator) -> Batch:
+        index = self._choose(n, generator)
+        return self._distorted(self.train.images[index], self.train.labels[index], generator)
+
+    def test_batch(self, draw: int, start: int) -> Batch:
+        index = self._test_digits(draw, start).to(self.test.images.device)
+        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"{self.purpose}/{draw}", start))
+        return self._distorted(self.test.images[index], self.test.labels[index], generator)
+
     def _choose(self, n: int, generator: torch.Generator) -> Tensor:
         device = self.train.images.device
         return torch.randint(len(self.train), (n,), generator=generator, device=device)
+
+    def _test_digits(self, draw: int, start: int) -> Tensor:
+        return torch.arange(start, min(start + self.test_batch_size, self.n_test))
 
 
 class DistortedDigits(DigitStream):
@@ -94,15 +103,6 @@ class DistortedDigits(DigitStream):
         super().__init__(train, test)
         self.distortion = distortion
         self.shape = (self.channels, *distortion.canvas)
-
-    def draw(self, n: int, generator: torch.Generator) -> Batch:
-        index = self._choose(n, generator)
-        return self._distorted(self.train.images[index], self.train.labels[index], generator)
-
-    def test_batch(self, draw: int, start: int) -> Batch:
-        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"test/{draw}", start))
-        part = slice(start, start + TEST_BATCH)
-        return self._distorted(self.test.images[part], self.test.labels[part], generator)
 
     def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
         parameters = self.distortion.sample(digits, generator)
@@ -117,23 +117,17 @@ class AddedDigits(DistortedDigits):
     Test: digit i with a partner that differs from draw to draw, and is the same for every model.
     """
 
-    channels = 2
-    classes = 19
+    channels, classes, purpose = 2, 19, "pairs"
 
-    def draw(self, n: int, generator: torch.Generator) -> Batch:
-        index = torch.stack([self._choose(n, generator), self._choose(n, generator)], dim=1)
-        return self._pairs(self.train.images[index], self.train.labels[index], generator)
+    def _choose(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.stack([super()._choose(n, generator), super()._choose(n, generator)], dim=1)
 
-    def test_batch(self, draw: int, start: int) -> Batch:
-        partners = torch.randperm(
-            self.n_test, generator=torch.Generator().manual_seed(stream_seed(TEST_SEED, "partners", draw))
-        )
-        first = torch.arange(start, min(start + TEST_BATCH, self.n_test))
-        index = torch.stack([first, partners[first]], dim=1).to(self.test.images.device)
-        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"pairs/{draw}", start))
-        return self._pairs(self.test.images[index], self.test.labels[index], generator)
+    def _test_digits(self, draw: int, start: int) -> Tensor:
+        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, "partners", draw))
+        first, partners = super()._test_digits(draw, start), torch.randperm(self.n_test, generator=generator)
+        return torch.stack([first, partners[first]], dim=1)
 
-    def _pairs(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
+    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
         """digits (N, 2, 28, 28), labels (N, 2): all 2 N digits are distorted in one go."""
         flat = digits.flatten(0, 1)
         parameters = self.distortion.sample(flat, generator)

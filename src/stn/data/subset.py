@@ -30,15 +30,10 @@ class Part:
     files: dict[str, str]
     checksums: dict[str, str]
 
-    @property
-    def sha256(self) -> str:
-        """Of the list, for a run's record."""
-        return hashlib.sha256("".join(f"{md5}  {name}\n" for name, md5 in self.files.items()).encode()).hexdigest()
 
-
-def read_part(name: str, folder: str | Path = LISTS) -> Part:
+def read_part(name: str, folder: Path = LISTS) -> Part:
     """The part `folder`/<name>.yaml, whose list of files is in the format of md5sum. Raises: DataError, one line."""
-    path = Path(folder) / f"{name}.yaml"
+    path = folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         lines = (path.parent / content.pop("files")).read_text(encoding="utf-8").splitlines()
@@ -48,10 +43,10 @@ def read_part(name: str, folder: str | Path = LISTS) -> Part:
         raise DataError(f"{path} is no list of a part ({' '.join(str(error).split())})") from error
 
 
-def source_folders(data_dir: str | Path) -> list[Path]:
+def source_folders(data_dir: Path) -> list[Path]:
     """Where the files of a part are looked for."""
     named = [Path(folder) for folder in os.environ.get(SOURCES_VARIABLE, "").split(os.pathsep) if folder]
-    return [Path(data_dir), *named, NEARBY]
+    return [data_dir, *named, NEARBY]
 
 
 def place_part(part: Part, roots: Sequence[Path], folder: Path, complete: Callable[[Path], object]) -> Path:

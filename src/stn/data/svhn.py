@@ -55,14 +55,13 @@ class NumberCrops:
         return len(self.labels)
 
 
-def prepare_svhn(data_dir: str | Path, splits: Sequence[str] = ("train", "test", "extra")) -> dict[str, Path]:
+def prepare_svhn(data_dir: Path, splits: Sequence[str] = ("train", "test", "extra")) -> dict[str, Path]:
     """The folder of each split, {"train": …}: what lies in `data_dir`/SVHN or `data_dir`, else from the archive there,
     else from the official site.
 
     A split folder that somebody else unpacked is taken as it is; what it lacks is found when it is cropped.
     Raises: DataError, one line, naming what is wrong or what to put where.
     """
-    data_dir = Path(data_dir)
     folders = {}
     for split in splits:
         folder = _split_folder(data_dir, split)
@@ -78,13 +77,12 @@ def prepare_svhn(data_dir: str | Path, splits: Sequence[str] = ("train", "test",
     return folders
 
 
-def prepare_svhn_part(part: Part, data_dir: str | Path) -> Path:
+def prepare_svhn_part(part: Part, data_dir: Path) -> Path:
     """`data_dir`/subset/<part>, a data folder whose SVHN/train and SVHN/test hold the pictures of a listed part.
 
     Their digitStruct.mat is written anew, from the official one or from tables of all boxes, <split>_…csv.gz.
     Raises: DataError, one line, naming what is missing, changed or one too many.
     """
-    data_dir = Path(data_dir)
     folder, splits = data_dir / "subset" / part.name, ("train", "test")
     roots = [source / place for source in source_folders(data_dir) for place in ("SVHN", "svhn", ".")]
 
@@ -135,13 +133,12 @@ def _boxes_of(names: Sequence[str], split: str, roots: Sequence[Path]) -> list[H
     raise DataError(f"data=subset: no {split}/digitStruct.mat in any of {', '.join(map(str, roots))}")
 
 
-def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = True) -> NumberCrops:
+def load_svhn(data_dir: Path, split: str, size_px: int, checksums: bool = True) -> NumberCrops:
     """The crops of a split ("train", "test", "extra") at 64 or 128 px, in file order. Downloads nothing.
 
     The first call builds the cache in `data_dir`/SVHN/crops, which is enough from then on: the pictures may go.
     Raises: DataError when the split has not been prepared or is not what it should be.
     """
-    data_dir = Path(data_dir)
     cache = data_dir / "SVHN" / "crops" / f"{split}_{size_px}"
     folder = _split_folder(data_dir, split)
     if folder is not None:
@@ -160,7 +157,7 @@ def load_svhn(data_dir: str | Path, split: str, size_px: int, checksums: bool = 
     return NumberCrops(images, labels.long(), lengths.long(), boxes_px, manifest["source"]["standin"] is not None, n)
 
 
-def check_official(crops: NumberCrops, split: str) -> None:
+def check_real(crops: NumberCrops, split: str) -> None:
     """Raises: DataError when the crops are not all of SVHN's split: drawn ones, or some of it."""
     if crops.standin:
         raise DataError(f"data=real: the SVHN {split} that is there is drawn; give data=standin, or delete it")
@@ -171,10 +168,10 @@ def check_official(crops: NumberCrops, split: str) -> None:
         )
 
 
-def crop_checksums(data_dir: str | Path, split: str, size_px: int) -> dict[str, str]:
+def crop_checksums(data_dir: Path, split: str, size_px: int) -> dict[str, str]:
     """sha256 of a split's pictures and labels, by file name, as `load_svhn` checked them."""
     folder = f"{split}_{size_px}"
-    manifest = read_manifest(Path(data_dir) / "SVHN" / "crops" / folder)
+    manifest = read_manifest(data_dir / "SVHN" / "crops" / folder)
     return {f"{folder}/{name}": manifest["files"][name]["sha256"] for name in ARRAYS[:2]}
 
 
@@ -186,11 +183,9 @@ def holdout(train: NumberCrops, n: int = 5000) -> tuple[NumberCrops, NumberCrops
     if not 0 < n < len(train):
         raise ValueError(f"holdout: n must be in 1..{len(train) - 1}, got {n}")
 
-    def part(span: slice) -> NumberCrops:
-        names = ("images", "labels", "lengths", "boxes_px")
-        return replace(train, **{name: getattr(train, name)[span] for name in names})
-
-    return part(slice(None, -n)), part(slice(-n, None))
+    names, parts = ("images", "labels", "lengths", "boxes_px"), (slice(None, -n), slice(-n, None))
+    kept, held_out = (replace(train, **{name: getattr(train, name)[part] for name in names}) for part in parts)
+    return kept, held_out
 
 
 def _split_folder(data_dir: Path, split: str) -> Path | None:

@@ -30,7 +30,7 @@ CACHE_VERSION = 2
 ARRAYS = ("images.npy", "labels.npy", "lengths.npy", "boxes.npy")
 
 
-def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checksums: bool = True) -> Path:
+def build_crops(split_dir: Path, size_px: int, out_dir: Path, checksums: bool = True) -> Path:
     """The folder `out_dir` with the crops of a split's pictures, built unless it is there and whole.
 
     Files: those of `NumberCrops` as .npy, and manifest.json with counts, checksums, the source and what was skipped and
@@ -40,7 +40,6 @@ def build_crops(split_dir: str | Path, size_px: int, out_dir: str | Path, checks
     border the number is off the crop's centre. Resizing is Pillow's bilinear filter, widened when shrinking.
     Raises: DataError naming a file that is missing or damaged; ValueError for another size.
     """
-    split_dir, out_dir = Path(split_dir), Path(out_dir)
     source = crops_source(size_px) | _files_of(split_dir)
 
     def write(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ PICTURES_BY_LENGTH = {1: 5137, 2: 18130, 3: 8691, 4: 1434, 5: 9}
 DIGIT_COUNTS = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)
 
 
-def write_standin(folder: str | Path, n: int, seed: int) -> Path:
+def write_standin(folder: Path, n: int, seed: int) -> Path:
     """The split folder with `n` drawn pictures; what is already there for the same `n`, seed and version is kept.
 
     Picture i depends on the seed and i alone. Lengths and digits follow SVHN's train/; a number has no leading 0.
@@ -32,13 +32,13 @@ def write_standin(folder: str | Path, n: int, seed: int) -> Path:
 
     def draw(split: Path) -> None:
         numbers = []
-        with Bar(n, f"drawing {Path(folder).name}") as bar:
+        with Bar(n, f"drawing {folder.name}") as bar:
             for i in range(n):
                 numbers.append(_write_picture(split, i, seed))
                 bar.update(i + 1)
         write_digit_struct(split / "digitStruct.mat", numbers)
 
-    return make_standin(Path(folder), {"standin": "svhn", "version": VERSION, "n": n, "seed": seed}, draw)
+    return make_standin(folder, {"standin": "svhn", "version": VERSION, "n": n, "seed": seed}, draw)
 
 
 def _write_picture(folder: Path, i: int, seed: int) -> HouseNumber:

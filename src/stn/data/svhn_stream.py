@@ -25,11 +25,6 @@ class NumberStream(Stream):
         self.train, self.test, self.augmentation = train, test, augmentation or Augmentation()
         self.labels = torch.cat([part.labels for part in train])
         self.shape = (3, *test.images.shape[1:3])
-        self.device = torch.device("cpu")
-
-    @property
-    def n_test(self) -> int:
-        return len(self.test)
 
     @property
     def guessing_loss(self) -> float:
@@ -37,10 +32,6 @@ class NumberStream(Stream):
         counts = torch.stack([self.labels[:, k].bincount(minlength=self.classes) for k in range(MAX_DIGITS)])
         shares = counts.double() / len(self.labels)
         return -torch.xlogy(shares, shares).sum().item()
-
-    def to(self, device: torch.device) -> None:
-        """Where the batches go; the pictures stay."""
-        self.device = torch.device(device)
 
     def draw(self, n: int, generator: torch.Generator) -> Batch:
         index = torch.randint(len(self.labels), (n,), generator=generator, device=generator.device).cpu()

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from stn.data.digit import DIGIT_PX, uniform, unit_interval
 from stn.data.mnist import Digits
-from stn.data.seeds import TEST_SEED, stream_seed
 from stn.data.streams import Batch, DigitStream
 from stn.transform import affine3d_grid, sample
 
@@ -23,6 +22,7 @@ class ExtrudedDigits(DigitStream):
     Raises: ValueError when the digit is larger than the volume.
     """
 
+    purpose = "volumes"
     test_batch_size = 100  # 60^3 voxels and their grid take 3.5 MB an image
 
     def __init__(
@@ -42,28 +42,16 @@ class ExtrudedDigits(DigitStream):
         self.digit_voxels, self.thickness_voxels = digit_voxels, thickness_voxels
         self.rotation_deg = tuple(float(angle) for angle in rotation_deg)
 
-    def draw(self, n: int, generator: torch.Generator) -> Batch:
-        index = self._choose(n, generator)
-        return self._volumes(self.train.images[index], self.train.labels[index], generator)
-
-    def test_batch(self, draw: int, start: int) -> Batch:
-        generator = torch.Generator().manual_seed(stream_seed(TEST_SEED, f"volumes/{draw}", start))
-        part = slice(start, start + self.test_batch_size)
-        return self._volumes(self.test.images[part], self.test.labels[part], generator)
-
-    def _volumes(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
+    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
         n, device = len(digits), digits.device
         angles = [uniform(generator, (n,), -limit, limit, device) for limit in self.rotation_deg]
         half = self.size[0] / 2
         radius = (2 * (self.digit_voxels / 2 * INK_SHARE) ** 2 + (self.thickness_voxels / 2) ** 2) ** 0.5
         shift = uniform(generator, (n, 3), -1.0, 1.0, device) * max(half - radius, 0.0) / half
         rotation = rotation_matrix(*angles)
-        volumes = extrude(digits, rotation, shift, self.size, self._scale())
+        scale = (self.digit_voxels / self.size[0], self.thickness_voxels / self.size[0])
+        volumes = extrude(digits, rotation, shift, self.size, scale)
         return Batch(volumes, labels, labels[:, None], plate_from_volume(rotation, shift)[:, None])
-
-    def _scale(self) -> tuple[float, float]:
-        """Half the side of the digit's square, and half the plate's thickness, in units of half the volume."""
-        return self.digit_voxels / self.size[0], self.thickness_voxels / self.size[0]
 
 
 def rotation_matrix(x_deg: Tensor, y_deg: Tensor, z_deg: Tensor) -> Tensor:
@@ -95,8 +83,8 @@ def extrude(digits: Tensor, rotation: Tensor, shift: Tensor, size: tuple[int, in
     The plate itself is never made: a voxel reads the flat digit at the (x, y) it has in the plate's frame, where its z
     lies within the thickness (with a ramp of one voxel at the rim).
 
-    Shapes: digits (N, 28, 28) uint8, rotation (N, 3, 3), shift (N, 3) as (x, y, z), `scale` as `_scale`
-    -> (N, 1, D, H, W) float32 in [0, 1].
+    Shapes: digits (N, 28, 28) uint8, rotation (N, 3, 3), shift (N, 3) as (x, y, z) -> (N, 1, D, H, W) float32 in
+    [0, 1]. Units: of half the volume; `scale` is half the side of the digit's square and half the plate's thickness.
     """
     frame = affine3d_grid(plate_from_volume(rotation, shift), size)  # (N, D, H, W, 3)
     flat = (frame[..., :2] / scale[0]).flatten(1, 2)  # (N, D*H, W, 2)

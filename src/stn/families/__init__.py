@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from stn.data.errors import one_line
 from stn.data.seeds import stream_seed
 from stn.results.records import RunKey
 from stn.settings import Experiment, RunSettings
@@ -46,7 +47,7 @@ class DataSet(NamedTuple):
     """
 
     title: str
-    fetch: Callable[[str | Path], object]
+    fetch: Callable[[Path], object]
     runs: tuple[tuple[str, str], ...]
 
 
@@ -111,6 +112,5 @@ def build(run: RunSettings) -> Built:
 
 
 def _unusable(experiment: Experiment, error: Exception) -> ValueError:
-    told = " ".join(str(error).split())[:200]
-    names = f"{experiment.task.name} and {experiment.model.name}"
+    names, told = f"{experiment.task.name} and {experiment.model.name}", one_line(error)[:200]
     return ValueError(f"{names} cannot be built with these settings ({type(error).__name__}: {told})")

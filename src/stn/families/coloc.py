@@ -77,7 +77,8 @@ def network(experiment: Experiment) -> Network:
 
 def build(run: RunSettings) -> Built:
     task, _, recipe = run.read(Task, Model, Recipe)
-    encoder, checksum = load_encoder(run)
+    weights, checksum = encoder_weights(run, *needs(run))
+    encoder = CnnActivations.from_weights(weights, (1, recipe.crop_px, recipe.crop_px))
     train_digits, test_digits = splits(run)
     clutter = made(Clutter, task.clutter, "task.clutter")
     train = scenes(train_digits, recipe.images_per_class, clutter, run.seed)
@@ -85,7 +86,7 @@ def build(run: RunSettings) -> Built:
     net, widths, _ = seeded_network(run)
     net.standardise(train.images)
     names = [f"digit{k}" for k in range(CLASSES)]
-    module = Colocalisation(net, encoder, train, unseen, names, recipe, run.seed, recipe.search(), CHUNK_STEPS)
+    module = Colocalisation(net, encoder, train, unseen, names, recipe, run.seed, CHUNK_STEPS)
     return Built(module, widths, MNIST_MD5 | checksum)
 
 
@@ -107,13 +108,6 @@ def scenes(digits: Digits, n: int, clutter: Clutter, seed: int) -> Scenes:
         images.append(clutter.apply(batch, parameters)[:n])
         boxes.append(clutter.box_px(parameters)[:n])
     return Scenes(torch.stack(images, dim=1), torch.stack(boxes, dim=1))
-
-
-def load_encoder(run: RunSettings) -> tuple[CnnActivations, dict[str, str]]:
-    """The frozen encoder and the checksum of its weights. Raises: DataError, as `encoder_weights`."""
-    weights, checksum = encoder_weights(run, *needs(run))
-    crop_px = run.recipe["crop_px"]
-    return CnnActivations.from_weights(weights, (1, crop_px, crop_px)), checksum
 
 
 def encoder_weights(run: RunSettings, encoder: RunKey) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -103,7 +103,7 @@ class Standin(NamedTuple):
             prepare_cub_part(read_part(PART), run.data_dir)
         else:
             expect_cub(folder)
-        prepare_cub(folder, (shorter_side_px,), run.data)
+        prepare_cub(folder, shorter_side_px, run.data)
 
     def load(self, run: RunSettings, split: str, shorter_side_px: int) -> Birds:
         """A split of the run's birds. Raises: DataError when they are not there, or of another kind."""

@@ -81,7 +81,7 @@ def build(run: RunSettings) -> Built:
     fewest = min(int((unseen.labels == k).sum()) for k in chosen)
     hidden = scenes(unseen, chosen, min(n, fewest), recipe.image_px)
     net.standardise(shown.images)
-    module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, run.seed, recipe.search())
+    module = BirdColocalisation(net, encoder, shown, hidden, names, recipe, run.seed)
     return Built(module, widths, {"annotations_sha256": train.sha256, **encoder_checksum})
 
 

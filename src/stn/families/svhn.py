@@ -7,15 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stn.data.augmentation import Augmentation
 from stn.data.subset import read_part
-from stn.data.svhn import (
-    NumberCrops,
-    check_official,
-    crop_checksums,
-    holdout,
-    load_svhn,
-    prepare_svhn,
-    prepare_svhn_part,
-)
+from stn.data.svhn import NumberCrops, check_real, crop_checksums, holdout, load_svhn, prepare_svhn, prepare_svhn_part
 from stn.data.svhn_standin import write_standin
 from stn.data.svhn_stream import NumberStream
 from stn.families import Built, DataSet, Network, seeded_network
@@ -138,7 +130,7 @@ def train_splits(run: RunSettings) -> tuple[str, ...]:
 def _load(run: RunSettings, split: str, checksums: bool = True) -> NumberCrops:
     crops = load_svhn(data_folder(run), split, run.task.crop_px, checksums)
     if run.data == "real":
-        check_official(crops, split)
+        check_real(crops, split)
     return crops
 
 

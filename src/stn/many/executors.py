@@ -4,6 +4,7 @@ All yield what `stn.many.pool.run_all` does. Away from this process only the end
 records arrive as files.
 """
 
+import functools
 import importlib
 import math
 import os
@@ -110,16 +111,10 @@ class _Submitit:
         pass
 
 
-class _Requeued:
+class _Requeued(functools.partial):
     """A call that submitit puts into the queue again when its job is preempted or out of time; the run goes on from
     its checkpoint.
     """
-
-    def __init__(self, function: Callable) -> None:
-        self.function = function
-
-    def __call__(self, *arguments) -> Outcome:
-        return self.function(*arguments)
 
     def checkpoint(self, *arguments):
         from submitit.helpers import DelayedSubmission

@@ -15,15 +15,13 @@ FREE = ("optimiser", "schedule", "localiser_lr_multiplier", "test_draws")
 MAX_REPLICAS = 12
 
 
-def stacked(stack: bool | str, device: str, launcher: dict | None = None) -> bool:
-    """Whether runs train together where they can: by themselves on CUDA; on the CPU that is measured to be slower."""
-    if stack != "auto":
-        return bool(stack)
-    return device != "cpu" and _launched_on_cuda(launcher or {"name": "local"})
+def stacked(stack: bool | str, device: str, launcher: dict) -> bool:
+    """Whether runs train together where they can: by themselves on CUDA; on the CPU that is measured to be slower.
 
-
-def _launched_on_cuda(launcher: dict) -> bool:
-    """Whether there is a GPU where the launcher's jobs run; for another machine, whether they ask for one."""
+    On CUDA are jobs of this machine that has a GPU, and those that ask the launcher for one.
+    """
+    if stack != "auto" or device == "cpu":
+        return stack is True
     if launcher["name"] == "local":
         return torch.cuda.is_available()
     asked = launcher.get("resources") or launcher.get("parameters") or {}
@@ -37,13 +35,8 @@ def stack_key(run: RunSettings) -> str | None:
     Runs that W&B tracks, those of several processes, and those in bf16 train alone: `vmap` takes convolutions apart
     before autocast sees them, so that in a stack most of a bf16 run would be computed in float32.
     """
-    if (
-        not family(run).STACKS
-        or run.wandb.mode != "disabled"
-        or run.loggers
-        or run.processes > 1
-        or run.precision == "bf16"
-    ):
+    alone = run.wandb.mode != "disabled" or run.loggers or run.processes > 1 or run.precision == "bf16"
+    if alone or not family(run).STACKS:
         return None
     model = run.model.model_dump(exclude={"name"})
     recipe = {name: value for name, value in run.recipe.items() if name not in FREE}

@@ -136,13 +136,10 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler raises for another kind of file; code in it is never run
         raise ValueError(f"{path} is refused: not a plain state dict of tensors ({type(error).__name__})") from error
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items())
-    ):
+    entries = weights.items() if isinstance(weights, dict) else ()
+    if not entries or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise ValueError(f"{path} is refused: not a plain state dict of tensors")
-    return dict(weights)
+    return dict(entries)
 
 
 def _in_timm_names(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:

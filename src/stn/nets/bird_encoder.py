@@ -1,6 +1,5 @@
 """What crops of photographs are compared by (App. A.2 on CUB): activations of a net trained on ImageNet or on birds."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,9 +54,7 @@ class SpeciesActivations(nn.Module):
             features = small(len(of_stream["net.0.weight"]))
             features.load_state_dict(of_stream)
             classifier = nn.Linear(features.channels, len(weights["classifier.bias"]))
-            with torch.no_grad():
-                classifier.weight.copy_(weights["classifier.weight"])
-                classifier.bias.copy_(weights["classifier.bias"])
+            classifier.load_state_dict({name: weights[f"classifier.{name}"] for name in ("weight", "bias")})
         except (KeyError, RuntimeError) as error:
             raise ValueError('the encoder\'s weights are not those of a cub_cnn on the backbone "small"') from error
         return cls(features, classifier)

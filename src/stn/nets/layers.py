@@ -73,9 +73,6 @@ class InputConv2d(nn.Conv2d):
     The same function; on the CPU its gradients are computed in a faster way.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size)
-
     def forward(self, image: Tensor) -> Tensor:
         operands = (image, self.weight, self.bias)
         if image.device.type != "cpu":

@@ -82,9 +82,8 @@ class NumberReader(nn.Module):
         for layer, (filters, pooled) in enumerate(zip(FILTERS, POOLED, strict=True)):
             if layer < transformers:
                 localiser = LOCALISATIONS[localisation](shape, width)
-                self.spatial_transformers.append(
-                    SpatialTransformer(localiser, "affine", padding=padding, antialias=antialias)
-                )
+                transformer = SpatialTransformer(localiser, "affine", padding=padding, antialias=antialias)
+                self.spatial_transformers.append(transformer)
             filters = scaled(filters, width)
             self.convolutions.append(convolution(shape[0], filters, pooled, dropout if layer > 0 else 0.0))
             side = shape[1] // 2 if pooled else shape[1]
@@ -99,7 +98,7 @@ class NumberReader(nn.Module):
 
     def observe(self, image: Tensor) -> tuple[Tensor, list[Warped]]:
         """The logits, and what each transformer did to its input."""
-        features, warps = centred(image), []
+        features, warps = image - image.mean(dim=(1, 2, 3), keepdim=True), []
         for layer, convolve in enumerate(self.convolutions):
             if layer < len(self.spatial_transformers):
                 warps.append(self.spatial_transformers[layer].warp(features))
@@ -112,11 +111,6 @@ class NumberReader(nn.Module):
         mean = image.mean(dim=(1, 2, 3), keepdim=True)
         warps = [t.warp(image - mean, theta) for t, theta in zip(self.spatial_transformers[:1], thetas, strict=False)]
         return [warped._replace(image=warped.image + mean) for warped in warps]
-
-
-def centred(image: Tensor) -> Tensor:
-    """Each image without its mean over pixels and channels."""
-    return image - image.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def scaled(n: int, width: float) -> int:

@@ -55,9 +55,8 @@ class TransformedProjection(nn.Module):
     def __init__(self, in_shape: tuple[int, ...], widths: tuple[int, int], classes: int) -> None:
         super().__init__()
         channels, depth, height, width = in_shape
-        self.transformer = SpatialTransformer(
-            VolumeLocalisation(in_shape), "affine3d", (max(1, depth // 2), height, width)
-        )
+        out_size = (max(1, depth // 2), height, width)
+        self.transformer = SpatialTransformer(VolumeLocalisation(in_shape), "affine3d", out_size)
         self.project = DepthMean()
         self.classifier = Cnn((channels, height, width), widths, classes)
 

@@ -31,7 +31,7 @@ class Merged(NamedTuple):
     known: list[Path]
 
 
-def pack(results_dir: str | Path, archive: str | Path) -> int:
+def pack(results_dir: Path, archive: Path) -> int:
     """Writes every record below `results_dir`, those of sweeps among them, into a gzipped tar; how many they are.
 
     Raises: RecordError for a record that cannot be trusted, or when there is none.
@@ -49,17 +49,19 @@ def pack(results_dir: str | Path, archive: str | Path) -> int:
     return len(paths)
 
 
-def merge(archive: str | Path, results_dir: str | Path) -> Merged:
+def merge(archive: Path, results_dir: Path) -> Merged:
     """Adds the records of an archive that `pack` made to `results_dir`: all of them, or none.
 
     Raises: RecordError naming a member that is no record, is damaged, or differs from the record that is there.
     """
-    results_dir = Path(results_dir)
     incoming: dict[Path, dict] = {}
     known, conflicts = [], []
     for name, content in _members(archive):
-        path = results_dir / name
-        record = _parse(f"{archive}: {name}", content, path, results_dir)
+        member, path = Path(archive, name), results_dir / name
+        record = parse_record(member, content)
+        folders = (results_dir, sweeps_dir(results_dir))
+        if path not in [record_path(records_root(folder, record["data"]), run_key(record)) for folder in folders]:
+            raise RecordError(f"{member}: a record of {record['data']} data in the wrong folder")
         if path in incoming and incoming[path] != record:
             conflicts.append(f"{name} (twice in the archive)")
         elif not path.exists():
@@ -77,7 +79,7 @@ def merge(archive: str | Path, results_dir: str | Path) -> Merged:
     return Merged(list(incoming), known)
 
 
-def _members(archive: str | Path):
+def _members(archive: Path):
     """(name, content) of the archive's files; nothing is extracted, so no path of its can leave a folder."""
     try:
         with tarfile.open(archive, "r:*") as tar:
@@ -89,14 +91,3 @@ def _members(archive: str | Path):
                 yield member.name, tar.extractfile(member).read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise RecordError(f"{archive}: cannot be read ({error})") from error
-
-
-def _parse(where: str, content: bytes, path: Path, results_dir: Path) -> dict:
-    try:
-        record = parse_record(path, content)
-    except RecordError as error:
-        raise RecordError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
-    folders = (results_dir, sweeps_dir(results_dir))
-    if path not in [record_path(records_root(folder, record["data"]), run_key(record)) for folder in folders]:
-        raise RecordError(f"{where}: a record of {record['data']} data in the wrong folder")
-    return record

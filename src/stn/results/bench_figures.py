@@ -16,7 +16,7 @@ SIZES = {
 LINES = {"direct_ms": "direct", "ms": "in the frequency domain where it pays"}
 
 
-def growth_figure(path: str | Path, record: Mapping[str, Any]) -> Path:
+def growth_figure(path: Path, record: Mapping[str, Any]) -> Path:
     """A panel per what grows: time of a step of the CNN (left axis, ms), and its arithmetic (right axis, GFLOP)."""
     figure = Figure(figsize=(WIDTH_INCHES, 3.6), layout="constrained")
     figure.suptitle(f"Forward and backward pass, CNN with 64 filters\n{record['device']}, {record['instructions']}")

@@ -1,7 +1,4 @@
-"""Figures drawn from records: numbers beside the paper's, learning curves; one PNG, the same bytes for the same input.
-
-Figures are made without pyplot and so leave no global state.
-"""
+"""Figures drawn from records: numbers beside the paper's, learning curves; one PNG, the same bytes for equal input."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +18,7 @@ AGREEMENT_INCHES = 3.3  # three of them side by side on a page, one on a phone
 AGREEMENT_DPI = 200
 
 
-def learning_curves(path: str | Path, records: Iterable[Mapping[str, Any]], task: str) -> Path:
+def learning_curves(path: Path, records: Iterable[Mapping[str, Any]], task: str) -> Path:
     """Training error and loss of one task against the step, a colour per model, a line per seed."""
     runs = sorted(
         (r for r in records if r["task"] == task and (r["curve"] or {}).get("step")),
@@ -48,7 +45,7 @@ def learning_curves(path: str | Path, records: Iterable[Mapping[str, Any]], task
     return save(figure, path)
 
 
-def agreement_figure(path: str | Path, cells: pd.DataFrame, title: str, unit: str, log: bool = True) -> Path:
+def agreement_figure(path: Path, cells: pd.DataFrame, title: str, unit: str, log: bool = True) -> Path:
     """Our number against the paper's, a point per cell, by verdict; on the line both are equal, in the band they match.
 
     `cells` is what `tables.table_cells` gives. How many cells with a number of the paper's lack one of ours stands
@@ -82,7 +79,7 @@ def agreement_figure(path: str | Path, cells: pd.DataFrame, title: str, unit: st
     return save(figure, path, AGREEMENT_DPI)
 
 
-def table_figure(path: str | Path, cells: pd.DataFrame, unit: str = "% error", log: bool = True) -> Path:
+def table_figure(path: Path, cells: pd.DataFrame, unit: str = "% error", log: bool = True) -> Path:
     """Ours beside the paper's number, cell by cell: a panel per column of the table, a line per row.
 
     `cells` is what `tables.table_cells` gives. A cell without a mean says so ("missing", "1 collapsed").

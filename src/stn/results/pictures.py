@@ -41,9 +41,9 @@ def picture(path: Path, caption: str) -> Picture:
         return Picture(path.stem, _uri(path.read_bytes(), TYPES[path.suffix]), still, *image.size, caption)
 
 
-def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
-    """All pictures of a folder except those that a report draws anew, and a line for each file that is damaged."""
-    pictures, problems = [], []
+def pictures_of(folder: Path, problems: list[str]) -> list[Picture]:
+    """All pictures of a folder except those that a report draws anew; a line in `problems` for each damaged file."""
+    pictures = []
     for path in sorted(folder.glob("*")):
         kind, _, subject = path.stem.partition("_")
         if path.suffix not in TYPES or kind == "curves" or kind.startswith("table"):
@@ -53,7 +53,7 @@ def pictures_of(folder: Path) -> tuple[list[Picture], list[str]]:
             pictures.append(picture(path, f"{subject}: {caption}" if subject else caption))
         except OSError as error:
             problems.append(f"{path}: not an image ({' '.join(str(error).split())})")
-    return pictures, problems
+    return pictures
 
 
 def _uri(content: bytes, kind: str) -> str:

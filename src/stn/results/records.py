@@ -81,18 +81,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Validate, then write in one step: a reader sees the old file or the new one, never half of it.
-
-    Raises: RecordError naming the offending key; nothing is written then.
-    """
-    write_records({Path(path): record})
-
-
 def write_records(records: Mapping[Path, Mapping[str, Any]]) -> None:
-    """As `write_record`, for several: all are on the disk before the first gets its name.
+    """Validate, then write by rename: a reader sees the old file or the new one, never half of it. All are on the disk
+    before the first gets its name.
 
-    Raises: RecordError or, where there is no room, OSError; nothing is written then.
+    Raises: RecordError naming the offending key or, where there is no room, OSError; nothing is written then.
     """
     texts = {}
     for path, record in records.items():
@@ -120,13 +113,12 @@ def write_records(records: Mapping[Path, Mapping[str, Any]]) -> None:
         raise
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """Read and validate one record.
 
     Raises: RecordError, one line, for a torn or changed file, a missing or unknown key, an invalid value, or a key
     that disagrees with the path.
     """
-    path = Path(path)
     try:
         return parse_record(path, path.read_bytes())
     except OSError as error:
@@ -151,18 +143,7 @@ def parse_record(path: Path, content: bytes) -> dict[str, Any]:
 def read_records(results_dir: str | Path) -> list[dict[str, Any]]:
     """All records below `results_dir/runs`, sorted by key. Leftover temporary files (`*.tmp`) are no records."""
     runs = Path(results_dir) / "runs"
-    records = [read_record(path) for path in sorted(runs.rglob("*.json"))]
-    check_unique(records)
-    return sorted(records, key=run_key)
-
-
-def check_unique(records: Iterable[Mapping[str, Any]]) -> None:
-    """Raise RecordError when two records claim the same run."""
-    known: set[RunKey] = set()
-    for key in map(run_key, records):
-        if key in known:
-            raise RecordError(f"{key}: two records of one run")
-        known.add(key)
+    return sorted((read_record(path) for path in sorted(runs.rglob("*.json"))), key=run_key)
 
 
 def pack_wrong(wrong: np.ndarray) -> dict[str, Any]:

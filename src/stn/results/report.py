@@ -18,13 +18,11 @@ from stn.results.sheets import DPI
 from stn.results.spec import TableSpec
 from stn.results.statistics import VERDICT_RULE
 from stn.results.sweeps import Study, studies, sweeps_of
-from stn.results.tables import CLAIMS_NOTE, cell_text, describe, load_table, select, table_cells, table_stem
+from stn.results.tables import CLAIMS_NOTE, Record, cell_text, describe, load_table, select, table_cells, table_stem
 
 TITLE = "Spatial Transformer Networks, replicated"
 VERDICTS = ("match", "better", "worse", "missing")
 NO_RESULT = "smoke"  # a protocol that only shows that everything runs
-
-Record = Mapping[str, Any]
 
 
 class Run(NamedTuple):
@@ -36,24 +34,21 @@ class Run(NamedTuple):
     value: float | None  # of the metric that the cell shows
 
 
-def write_report(results_dir: str | Path, conf_dir: str | Path, path: str | Path) -> list[str]:
+def write_report(results_dir: Path, conf_dir: Path, path: Path) -> list[str]:
     """Write the page; returns a line for everything that could not be shown, which the page states, too.
 
     Raises: FileNotFoundError for a results folder that is not there, TableError for an invalid table file.
     """
-    results_dir, path = Path(results_dir), Path(path)
     if not results_dir.is_dir():
         raise FileNotFoundError(f"{results_dir}: no such folder; results_dir must be one with runs/ in it")
-    records, problems = read_all(results_dir)
-    variants, sweep_problems = read_all(sweeps_dir(results_dir))
-    searches, search_problems = _searches(sweeps_dir(results_dir) / "studies")
-    pictures, picture_problems = pictures_of(results_dir / "figures")
-    problems += sweep_problems + search_problems + picture_problems
-    records, variants = _without_smoke(records), _without_smoke(variants)
+    problems: list[str] = []
+    records, variants = (_without_smoke(_read(folder, problems)) for folder in (results_dir, sweeps_dir(results_dir)))
+    searches = _searches(sweeps_dir(results_dir) / "studies", problems)
+    pictures = pictures_of(results_dir / "figures", problems)
     if all(record["protocol"] != NO_RESULT for record in records):
         pictures = [shown for shown in pictures if NO_RESULT not in shown.stem.split("_")]
     sections, used = [], set()
-    for spec in [load_table(file) for file in sorted((Path(conf_dir) / "table").glob("*.yaml"))]:
+    for spec in [load_table(file) for file in sorted((conf_dir / "table").glob("*.yaml"))]:
         for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):
             if not select(spec, records, protocol, data):
                 continue
@@ -63,43 +58,37 @@ def write_report(results_dir: str | Path, conf_dir: str | Path, path: str | Path
                 problems.append(f"{table_stem(spec.name, protocol, data)}: {error}")
             else:
                 used |= {_identity(record) for record in select(spec, records, protocol, data)}
-    html = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            title=TITLE,
-            sections=sections,
-            others=[_run(record) for record in records if _identity(record) not in used],
-            sweeps=[(s, [_run(record, folder="results/sweeps") for record in s.records]) for s in sweeps_of(variants)],
-            searches=searches,
-            other_pictures=[
-                p
-                for p in pictures
-                if not any(_belongs(p, s["spec"], s["id"].removeprefix(s["spec"].name)) for s in sections)
-            ],
-            problems=problems,
-            n_records=len(records) + len(variants),
-            finished_at=max((record["finished_at"] for record in records), default=None),
-            verdicts=VERDICTS,
-            verdict_rule=VERDICT_RULE,
-            claims_note=CLAIMS_NOTE,
-        )
+    tables = [(shown["spec"], shown["id"].removeprefix(shown["spec"].name)) for shown in sections]
+    template = _environment().get_template("report.html.jinja")
+    html = template.render(
+        title=TITLE,
+        sections=sections,
+        others=[_run(record) for record in records if _identity(record) not in used],
+        sweeps=[(s, [_run(record, folder="results/sweeps") for record in s.records]) for s in sweeps_of(variants)],
+        searches=searches,
+        other_pictures=[p for p in pictures if not any(_belongs(p, *table) for table in tables)],
+        problems=problems,
+        n_records=len(records) + len(variants),
+        finished_at=max((record["finished_at"] for record in records), default=None),
+        verdicts=VERDICTS,
+        verdict_rule=VERDICT_RULE,
+        claims_note=CLAIMS_NOTE,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8", newline="\n")
     return problems
 
 
-def read_all(results_dir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """All records of both kinds of data, and a line for each that cannot be trusted."""
-    records, problems = [], []
+def _read(results_dir: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """All records of all kinds of data; each that cannot be trusted is a line in `problems`."""
+    records = []
     for data in DATA_KINDS:
         for path in sorted((records_root(results_dir, data) / "runs").rglob("*.json")):
             try:
                 records.append(read_record(path))
             except RecordError as error:
                 problems.append(str(error))
-    return sorted(records, key=_identity), problems
+    return sorted(records, key=_identity)
 
 
 def section(
@@ -156,15 +145,16 @@ def _without_smoke(records: list[Record]) -> list[Record]:
     return [record for record in records if record["protocol"].partition("-")[0] != NO_RESULT] or records
 
 
-def _searches(folder: Path) -> tuple[list[tuple[Study, list[Picture]]], list[str]]:
-    """Searches with their plots, and a line when they cannot be shown."""
+def _searches(folder: Path, problems: list[str]) -> list[tuple[Study, list[Picture]]]:
+    """Searches with their plots; a line in `problems` when they cannot be shown."""
     try:
         return [
             (study, [picture(path, f"{study.name}: {path.stem.replace('_', ' ')}") for path in study.plots])
             for study in studies(folder)
-        ], []
+        ]
     except (OSError, ValueError) as error:
-        return [], [f"{folder}: no searches ({' '.join(str(error).split())})"]
+        problems.append(f"{folder}: no searches ({' '.join(str(error).split())})")
+        return []
 
 
 def _agreement(spec: TableSpec, frame: pd.DataFrame, protocol: str) -> Picture | None:

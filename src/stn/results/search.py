@@ -18,12 +18,10 @@ LABEL = "held-out error, %"
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     """One row per trial that was completed or pruned, the best first; pruned ones have no error."""
-    rows = [
-        {"trial": trial.number, "state": trial.state.name.lower(), LABEL: trial.value, **trial.params}
-        for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-    ]
-    for row in rows:
-        row[LABEL] = None if row["state"] == "pruned" else row[LABEL]
+    rows = []
+    for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        value = trial.value if trial.state is TrialState.COMPLETE else None
+        rows.append({"trial": trial.number, "state": trial.state.name.lower(), LABEL: value, **trial.params})
     return pd.DataFrame(rows).sort_values([LABEL, "trial"], ignore_index=True) if rows else pd.DataFrame()
 
 
@@ -36,9 +34,8 @@ def write_study(study: optuna.Study, folder: Path, command: str) -> list[Path]:
     table = trials_table(study)
     table.to_csv(folder / "trials.csv", index=False)
     shown = table.to_markdown(index=False, floatfmt=".4g", missingval="–")
-    (folder / "trials.md").write_text(
-        f"# {study.study_name}\n\n{shown}\n\nThe best on the test set: `{command}`\n", encoding="utf-8"
-    )
+    text = f"# {study.study_name}\n\n{shown}\n\nThe best on the test set: `{command}`\n"
+    (folder / "trials.md").write_text(text, encoding="utf-8")
     paths = [folder / "trials.csv", folder / "trials.md"]
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     if len({trial.value for trial in complete}) > 1:

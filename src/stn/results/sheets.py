@@ -63,13 +63,13 @@ def in_lines(groups: Sequence[Sequence[Panel]], per_line: int) -> list[list[Pane
     return [[panel for group in groups[i : i + per_line] for panel in group] for i in starts]
 
 
-def write_sheet(path: str | Path, lines: Sequence[Sequence[Panel]], title: str, layout: Layout = PLAIN) -> Path:
+def write_sheet(path: Path, lines: Sequence[Sequence[Panel]], title: str, layout: Layout = PLAIN) -> Path:
     """Lines of panels as a PNG."""
     return save(_figure(lines, title, layout), path)
 
 
 def write_animation(
-    path: str | Path, steps: Mapping[int, Sequence[Sequence[Panel]]], title: str, layout: Layout = PLAIN
+    path: Path, steps: Mapping[int, Sequence[Sequence[Panel]]], title: str, layout: Layout = PLAIN
 ) -> Path:
     """The sheets of several training steps as an endless GIF that rests on the last one."""
     last = max(steps)
@@ -81,15 +81,13 @@ def write_animation(
     palette = first_and_last.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
     return path
 
 
-def save(figure: Figure, path: str | Path, dpi: int = DPI) -> Path:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """A figure as a PNG, without the name and version of the software that drew it."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=dpi, metadata={"Software": None}, facecolor="white")
@@ -132,9 +130,8 @@ def _figure(lines: Sequence[Sequence[Panel]], title: str, layout: Layout) -> Fig
 
 def _draw(ax: Axes, panel: Panel) -> None:
     height, width = panel.image.shape[:2]
-    ax.imshow(
-        panel.image, cmap="gray", vmin=0.0, vmax=max(1.0, float(panel.image.max())), interpolation="nearest", zorder=2
-    )
+    brightest = max(1.0, float(panel.image.max()))
+    ax.imshow(panel.image, cmap="gray", vmin=0.0, vmax=brightest, interpolation="nearest", zorder=2)
     for stroke in panel.strokes:
         size = {"linewidth": stroke.width, "markersize": 2 * stroke.width, "mec": "black", "mew": 0.4}
         order = 1 if stroke.behind else 3

@@ -107,9 +107,7 @@ class TableSpec(Checked):
     columns: Listed[Column]
     rows: Listed[Row]
     reference: dict[str, dict[str, float | None]]  # row name -> task -> the paper's number
-    cited: dict[str, dict[str, float]] = Field(
-        default_factory=dict
-    )  # label -> task -> number of others, never run here
+    cited: dict[str, dict[str, float]] = Field(default_factory=dict)  # label -> task -> number of others, never run
     claims: Listed[AnyClaim] = ()
     path: Path
 
@@ -167,9 +165,8 @@ class TableSpec(Checked):
         return any(row.model == model and column.task == task for row, column, _ in self.cells())
 
 
-def read_spec(path: str | Path) -> TableSpec:
+def read_spec(path: Path) -> TableSpec:
     """Read and check a table. Raises: TableError, one line, naming file and key."""
-    path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

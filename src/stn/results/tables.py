@@ -8,9 +8,11 @@ from typing import Any
 import pandas as pd
 
 from stn.results.claims import ClaimResult, check_claims, judge_claims
-from stn.results.records import RecordError, check_unique, run_key
+from stn.results.records import RecordError, run_key
 from stn.results.spec import Column, Row, TableSpec, read_spec
 from stn.results.statistics import VERDICT_RULE, t_interval, verdict
+
+Record = Mapping[str, Any]
 
 FORMATS = ("md", "csv", "tex")
 NO_NUMBER = "–"  # the paper has no number; in place of a cell: and so nothing is run
@@ -20,16 +22,14 @@ CLAIMS_NOTE = (
 )
 
 
-def load_table(path: str | Path) -> TableSpec:
+def load_table(path: Path) -> TableSpec:
     """A table of conf/table, checked down to the arguments of its claims. Raises: TableError."""
     spec = read_spec(path)
     check_claims(spec)
     return spec
 
 
-def select(
-    spec: TableSpec, records: Iterable[Mapping[str, Any]], protocol: str, data: str = "real"
-) -> list[Mapping[str, Any]]:
+def select(spec: TableSpec, records: Iterable[Record], protocol: str, data: str = "real") -> list[Record]:
     """The records that fill cells of this table, of one protocol and one kind of data; real and stand-in never mix."""
     return [
         record
@@ -41,9 +41,7 @@ def select(
     ]
 
 
-def table_cells(
-    spec: TableSpec, records: Iterable[Mapping[str, Any]], protocol: str, data: str = "real"
-) -> pd.DataFrame:
+def table_cells(spec: TableSpec, records: Iterable[Record], protocol: str, data: str = "real") -> pd.DataFrame:
     """One row per cell: mean and 95 % interval over the seeds of its ok runs, beside the paper's number.
 
     Collapsed, diverged and failed runs are counted (`n_bad`, `bad`), never averaged. A cell without an ok
@@ -54,7 +52,6 @@ def table_cells(
     """
     spec = spec if data == "real" else spec.without_paper()
     chosen = select(spec, records, protocol, data)
-    check_unique(chosen)
     _check_alike(chosen, ("task", "model"), ("config_hash",))
     tested = [record for record in chosen if record["status"] == "ok"]
     _check_alike(tested, ("task",), ("n_test", "test_draws", "data_checksums"))
@@ -67,7 +64,7 @@ def table_cells(
 
 
 def render_table(
-    spec: TableSpec, records: Iterable[Mapping[str, Any]], protocol: str, out_dir: str | Path, data: str = "real"
+    spec: TableSpec, records: Iterable[Record], protocol: str, out_dir: Path, data: str = "real"
 ) -> list[Path]:
     """Write `<name>_<protocol>.md/.csv/.tex` (`…_standin.…` for stand-in data) and return their paths.
 
@@ -83,8 +80,8 @@ def render_table(
         "csv": csv(spec, cells, protocol, data),
         "tex": latex(spec, cells, title, note, stem),
     }
-    paths = [Path(out_dir) / f"{stem}.{suffix}" for suffix in FORMATS]
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    paths = [out_dir / f"{stem}.{suffix}" for suffix in FORMATS]
+    out_dir.mkdir(parents=True, exist_ok=True)
     for path, suffix in zip(paths, FORMATS, strict=True):
         path.write_text(texts[suffix], encoding="utf-8", newline="\n")
     return paths
@@ -96,7 +93,7 @@ def table_stem(name: str, protocol: str, data: str) -> str:
 
 
 def describe(
-    spec: TableSpec, records: Sequence[Mapping[str, Any]], cells: pd.DataFrame, protocol: str, data: str
+    spec: TableSpec, records: Sequence[Record], cells: pd.DataFrame, protocol: str, data: str
 ) -> tuple[str, str]:
     """Title and one line below it: data, protocol with its note, seeds, test images times draws.
 
@@ -185,9 +182,7 @@ def overview(spec: TableSpec, cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", *(column.label for column in spec.columns)])
 
 
-def _cell(
-    row: Row, column: Column, paper: float | None, runs: Sequence[Mapping[str, Any]], spec: TableSpec
-) -> dict[str, Any]:
+def _cell(row: Row, column: Column, paper: float | None, runs: Sequence[Record], spec: TableSpec) -> dict[str, Any]:
     ok = sorted((r for r in runs if r["status"] == "ok"), key=run_key)
     statuses = sorted(Counter(r["status"] for r in runs if r["status"] != "ok").items())
     bad = ", ".join(f"{count} {status}" for status, count in statuses)
@@ -220,9 +215,9 @@ def _cell(
     }
 
 
-def _check_alike(records: Iterable[Mapping[str, Any]], within: Sequence[str], equal: Sequence[str]) -> None:
+def _check_alike(records: Iterable[Record], within: Sequence[str], equal: Sequence[str]) -> None:
     """Records that agree on the keys `within` must agree on the keys `equal`."""
-    first: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    first: dict[tuple[Any, ...], Record] = {}
     for record in records:
         other = first.setdefault(tuple(record[name] for name in within), record)
         for name in equal:
@@ -231,7 +226,7 @@ def _check_alike(records: Iterable[Mapping[str, Any]], within: Sequence[str], eq
                 raise RecordError(f"{run_key(other)} and {run_key(record)} differ in {name}: {values}")
 
 
-def _metric(record: Mapping[str, Any], name: str) -> float:
+def _metric(record: Record, name: str) -> float:
     value = record["metrics"].get(name)
     if value is None:
         raise RecordError(f"{run_key(record)}: an ok run without the metric {name!r}")
@@ -289,15 +284,8 @@ def _pipe(frame: pd.DataFrame) -> str:
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        "–": "--",
-        "θ": r"$\theta$",
-        "σ": r"$\sigma$",
-        "≈": r"$\approx$",
-        "÷": r"$\div$",
-    }
+    | {"±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "≈": r"$\approx$"}
+    | {"θ": r"$\theta$", "σ": r"$\sigma$", "–": "--"}
 )
 
 

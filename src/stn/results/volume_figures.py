@@ -65,7 +65,7 @@ def shaded(volume: np.ndarray, azimuth_deg: float, elevation_deg: float, side_px
     return np.where(solid.any(axis=0), AMBIENT + (1 - AMBIENT) * cosine.clip(0, 1), np.nan)
 
 
-def volume_gallery(path: str | Path, warps: Sequence[VolumeWarp], title: str) -> Path:
+def volume_gallery(path: Path, warps: Sequence[VolumeWarp], title: str) -> Path:
     """Each warp as four panels: the volume, its projection, the same after the transformer."""
     groups = [
         [
@@ -79,7 +79,7 @@ def volume_gallery(path: str | Path, warps: Sequence[VolumeWarp], title: str) ->
     return write_sheet(path, in_lines(groups, per_line=2), title, Layout(group=4))
 
 
-def volume_animation(path: str | Path, steps: Mapping[int, Sequence[VolumeWarp]], title: str) -> Path:
+def volume_animation(path: Path, steps: Mapping[int, Sequence[VolumeWarp]], title: str) -> Path:
     """The same volumes through a 3D transformer at several steps of its training, a frame per step.
 
     Each warp is a column: the volume, what the transformer makes of it, and the projection of that.

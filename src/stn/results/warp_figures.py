@@ -32,7 +32,7 @@ def channel_pictures(image: np.ndarray) -> list[np.ndarray]:
     return [image.transpose(1, 2, 0)] if len(image) == 3 else list(image)
 
 
-def warp_gallery(path: str | Path, warps: Sequence[Warp], title: str, per_line: int = 3, lines_every: int = 4) -> Path:
+def warp_gallery(path: Path, warps: Sequence[Warp], title: str, per_line: int = 3, lines_every: int = 4) -> Path:
     """Each warp as three panels: input, input with the sampling grid on it, output.
 
     The grid's top edge, where the output's first row is read, is drawn orange and thick: which way is up in the output.
@@ -41,7 +41,7 @@ def warp_gallery(path: str | Path, warps: Sequence[Warp], title: str, per_line: 
     return write_sheet(path, in_lines(triples, per_line), title, Layout(group=3))
 
 
-def training_animation(path: str | Path, steps: Mapping[int, Sequence[Warp]], title: str) -> Path:
+def training_animation(path: Path, steps: Mapping[int, Sequence[Warp]], title: str) -> Path:
     """The same images through a spatial transformer at several steps of its training, a frame per step.
 
     Each warp is a column: the input with the sampling grid on it, its top edge orange, above the output.
@@ -53,7 +53,7 @@ def training_animation(path: str | Path, steps: Mapping[int, Sequence[Warp]], ti
     return write_animation(path, frames, title, Layout(labels=("input\nand grid", "output")))
 
 
-def distortion_sheet(path: str | Path, originals: np.ndarray, distorted: Mapping[str, np.ndarray]) -> Path:
+def distortion_sheet(path: Path, originals: np.ndarray, distorted: Mapping[str, np.ndarray]) -> Path:
     """Originals (n, H, W) in the first line, then one line per distortion, each canvas with its size in pixels."""
     sheets = {"original": originals, **distorted}
     for name, images in sheets.items():

@@ -28,12 +28,12 @@ def window_panels(images: np.ndarray, truth_px: np.ndarray, windows_px: np.ndarr
     ]
 
 
-def window_sheet(path: str | Path, lines: Mapping[str, Sequence[Panel]], title: str) -> Path:
+def window_sheet(path: Path, lines: Mapping[str, Sequence[Panel]], title: str) -> Path:
     """A line of `window_panels` per label: a step of the training, say, or a class."""
     return write_sheet(path, list(lines.values()), title, Layout(tuple(lines), legend=LEGEND))
 
 
-def window_animation(path: str | Path, steps: Mapping[int, Sequence[Sequence[Panel]]], title: str) -> Path:
+def window_animation(path: Path, steps: Mapping[int, Sequence[Sequence[Panel]]], title: str) -> Path:
     """Lines of `window_panels` at each step of the training."""
     return write_animation(path, steps, title, Layout(legend=LEGEND))
 
@@ -52,7 +52,7 @@ def bird_panel(image: np.ndarray, boxes_px: np.ndarray, parts: np.ndarray, part_
     return Panel(image, strokes, margin=1 / 12)
 
 
-def bird_sheet(path: str | Path, lines: Mapping[str, Sequence[Panel]], n_windows: int, title: str) -> Path:
+def bird_sheet(path: Path, lines: Mapping[str, Sequence[Panel]], n_windows: int, title: str) -> Path:
     """A line of birds per label, each a `bird_panel`."""
     windows = {f"window {k}": WINDOW_COLOURS[k % len(WINDOW_COLOURS)] for k in range(n_windows)}
     return write_sheet(path, list(lines.values()), title, Layout(tuple(lines), legend=windows | REGION_COLOURS))

@@ -112,10 +112,8 @@ class WindowStatistics:
                 "grid_inside": float(share_inside(boxes_px[:, k], self.image_px).mean()),
             }
             for axis, values in zip("xy", theta[:, k].T, strict=True):
-                of_window |= {
-                    f"theta_mean_{axis}": float(values.mean()),
-                    f"theta_std_{axis}": float(values.std(correction=0)),
-                }
+                of_window[f"theta_mean_{axis}"] = float(values.mean())
+                of_window[f"theta_std_{axis}"] = float(values.std(correction=0))
             summary |= {f"w{k}_{name}": value for name, value in of_window.items()}
         return summary
 
@@ -127,9 +125,7 @@ def head_and_body(frequencies: Tensor) -> tuple[float, float]:
     """
     n = len(frequencies)
     pairs = list(itertools.permutations(range(n), 2)) or [(0, 0)]
-    return max(
-        ((float(frequencies[i, HEAD]), float(frequencies[j, BODY])) for i, j in pairs), key=lambda pair: sum(pair)
-    )
+    return max(((float(frequencies[i, HEAD]), float(frequencies[j, BODY])) for i, j in pairs), key=sum)
 
 
 def share_inside(boxes_px: Tensor, image_px: int) -> Tensor:

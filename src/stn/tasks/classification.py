@@ -72,8 +72,6 @@ class Classification(Training):
         statistics.add(warps, batch)
         return statistics.look(warps, batch, statistics.summary() | theta_means(warps))
 
-    # -- test -------------------------------------------------------------------------------------------------------
-
     def test_dataloader(self) -> DataLoader:
         """(draw, first image) of every test batch."""
         starts = range(0, self.n_test, self.stream.test_batch_size)

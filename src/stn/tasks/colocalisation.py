@@ -16,14 +16,7 @@ from stn.nets.windows import window_boxes_px
 from stn.tasks.looks import IMAGES, ROWS, Look, rows_of
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
-from stn.tasks.window_search import (
-    RANDOM_CROPS,
-    WindowSearch,
-    fit_windows,
-    hinge_loss,
-    search_windows,
-    squared_distances,
-)
+from stn.tasks.window_search import RANDOM_CROPS, fit_windows, search_windows, squared_distances
 from stn.transform import Warped, sample
 from stn.transform.grids import attention_grid
 
@@ -34,7 +27,11 @@ LOST_SHARE = 0.5
 
 
 class ColocalisationRecipe(Recipe):
-    """What every co-localisation is told: see `Colocalisation`, `WindowBounds` and `WindowSearch`."""
+    """What every co-localisation is told: see `Colocalisation` and `WindowBounds`.
+
+    How long the search is: `search_windows` random windows of each image, `search_prototypes` among them, `fit_steps`
+    to fit the localisers.
+    """
 
     batch_size: int = Field(ge=2)  # the loss compares images with each other
     alpha: float
@@ -56,9 +53,6 @@ class ColocalisationRecipe(Recipe):
 
     def bounds(self) -> WindowBounds:
         return WindowBounds(self.scale_min, self.scale_max, self.initial_scale, self.max_shift)
-
-    def search(self) -> WindowSearch:
-        return WindowSearch(self.search_windows, self.search_prototypes, self.fit_steps)
 
 
 class Scenes(NamedTuple):
@@ -93,8 +87,10 @@ def pair_loss(windows: Tensor, random: Tensor, alpha: float) -> tuple[Tensor, Te
     between = squared_distances(windows, windows.detach())
     to_random = (windows - random.detach()).square().sum(-1)
     n = windows.shape[-2]
-    distance = between.sum((-2, -1)) / (n * (n - 1))
-    return hinge_loss(between, to_random, alpha), distance, to_random.mean(-1)
+    others = ~torch.eye(n, dtype=torch.bool, device=between.device)
+    hinge = (between - to_random[..., None] + alpha).clamp(min=0) * others
+    loss, distance = (pairs.sum((-2, -1)) / (n * (n - 1)) for pairs in (hinge, between))
+    return loss, distance, to_random.mean(-1)
 
 
 def misses(windows: Tensor, boxes_px: Tensor, image_px: int) -> dict[str, Tensor]:
@@ -122,7 +118,7 @@ class Colocalisation(Training):
     """Trains the localisers of K classes on `train`, whose images are also the test, as in the paper.
 
     `encoder`: crops (B, C, crop_px, crop_px) -> a list of feature tensors (B, ...); frozen. `names`: of the classes.
-    The recipe's `batch_size` is that of each class. Without a `search` the windows begin in the middle, all alike.
+    The recipe's `batch_size` is that of each class.
     Metrics: percent of windows with IoU above 0.5 (CorLoc), by class and mean over classes, on the training images and
     on `unseen` ones; how the wrong ones go wrong (`misses`); and what was correct before the descent (`begin`).
     Deviation: the layers of e() are scaled so that two random crops are `crop_distance` apart (squared) in the mean,
@@ -139,26 +135,22 @@ class Colocalisation(Training):
         names: Sequence[str],
         recipe: ColocalisationRecipe,
         seed: int,
-        search: WindowSearch | None = None,
         chunk_steps: int = CHUNK_STEPS,
     ) -> None:
         super().__init__(net, recipe, seed, chunk_steps)
         self.encoders = [encoder]  # in a list: no part of the module's state
         self.scenes = {"train": train, "unseen": unseen}
         self.names = tuple(names)
-        self.search = search
         self.step = 0  # as `steps_done`, but within a chunk, too
         self.image_px = train.images.shape[-1]
         self.n_test = train.images.shape[0] * len(self.names)
-        self.traced_steps = _evenly(-search.fit_steps, 0, TRACED_FIT)[:-1] if search else []
-        self.traced_steps += _evenly(0, recipe.steps, TRACED_STEPS)
+        self.traced_steps = _evenly(-recipe.fit_steps, 0, TRACED_FIT)[:-1] + _evenly(0, recipe.steps, TRACED_STEPS)
         shown = min(TRACED_IMAGES, len(train.images))
         net.register_buffer("trace", torch.zeros(len(self.traced_steps), shown, len(self.names), 3))
         net.register_buffer("trace_noted", torch.zeros(len(self.traced_steps), dtype=torch.bool))
         net.register_buffer("has_begun", torch.tensor(False))  # the search is done, at most once per run
-        net.register_buffer(
-            "begin_correct_pct", torch.zeros(2)
-        )  # of the search's windows, and of the nets fitted to them
+        # Of the search's windows, and of the nets fitted to them.
+        net.register_buffer("begin_correct_pct", torch.zeros(2))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -174,54 +166,41 @@ class Colocalisation(Training):
         generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "feature scale"))
         share = torch.rand(images.shape[:2], generator=generator, device=self.device)
         windows = bounds.at_random(bounds.scale_min + (bounds.scale_max - bounds.scale_min) * share, generator)
-        layers = self.encoders[0](self._crops(images, windows))
-        return [
-            math.sqrt(self.recipe.crop_distance / len(layers) / max(_mean_distance(layer.flatten(1)), 1e-12))
-            for layer in layers
-        ]
+        layers = self.layers_of(images, windows)
+        distances = [squared_distances(layer, layer).mean().item() for layer in layers]
+        return [math.sqrt(self.recipe.crop_distance / len(layers) / max(distance, 1e-12)) for distance in distances]
 
-    def _crops(self, images: Tensor, windows: Tensor) -> Tensor:
-        return crops(images, windows, self.recipe.crop_px, self.recipe.antialias)
+    def layers_of(self, images: Tensor, windows: Tensor) -> list[Tensor]:
+        """What each layer of the encoder says of the crops: (N·K, F)."""
+        cut = crops(images, windows, self.recipe.crop_px, self.recipe.antialias)
+        return [layer.flatten(1) for layer in self.encoders[0](cut)]
 
     def encode(self, images: Tensor, windows: Tensor) -> Tensor:
         """The scaled features of the crops, class by class: (K, N, F)."""
-        layers = self.encoders[0](self._crops(images, windows))
-        scaled = [layer.flatten(1) * scale for layer, scale in zip(layers, self.layer_scales, strict=True)]
+        scaled = [x * scale for x, scale in zip(self.layers_of(images, windows), self.layer_scales, strict=True)]
         return torch.cat(scaled, dim=1).unflatten(0, windows.shape[:2]).transpose(0, 1)
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.search and not self.net.has_begun:
+        if not self.net.has_begun:
             started = time.perf_counter()
             self.begin()
             self.train_s += time.perf_counter() - started
 
     def begin(self) -> None:
         """Puts the windows where a search by the loss finds them (`search_windows`), class by class."""
+
+        def encode(images: Tensor, windows: Tensor) -> Tensor:
+            return self.encode(images[:, None], windows[:, None])[0]
+
         images, boxes_px = self.scenes["train"]
+        how_many = self.recipe.search_windows, self.recipe.search_prototypes
         searched = []
         for k in range(len(self.names)):
             generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "search", k))
-            searched.append(
-                search_windows(
-                    lambda images, windows: self.encode(images[:, None], windows[:, None])[0],
-                    images[:, k],
-                    self.net.bounds,
-                    generator,
-                    self.search.windows,
-                    self.search.prototypes,
-                )
-            )
-        searched, steps = torch.stack(searched, dim=1), self.search.fit_steps
-        fit_windows(
-            self.net,
-            images,
-            searched,
-            steps,
-            self.recipe.batch_size,
-            stream_seed(self.seed, "fit"),
-            before_step=lambda step: self._note_windows(step - steps),
-        )
+            searched.append(search_windows(encode, images[:, k], self.net.bounds, generator, *how_many))
+        searched, n, seed = torch.stack(searched, dim=1), self.recipe.batch_size, stream_seed(self.seed, "fit")
+        fit_windows(self.net, images, searched, self.recipe.fit_steps, n, seed, self._note_windows)
         with torch.no_grad():
             for i, windows in enumerate((searched, self.net(images))):
                 overlap = iou(window_boxes_px(windows, self.image_px), boxes_px)
@@ -250,8 +229,6 @@ class Colocalisation(Training):
             "train/distance_between": between.mean().item(),
             "train/distance_to_random": to_random.mean().item(),
         }
-
-    # -- what the windows did, for the figure -------------------------------------------------------------------------
 
     def begin_chunk(self) -> int:
         self.step = self.steps_done
@@ -289,8 +266,6 @@ class Colocalisation(Training):
         rows = rows_of(images[0], [warped], self.names[:ROWS])
         return Look(rows, len(rows) // images.shape[1], statistics)
 
-    # -- test -------------------------------------------------------------------------------------------------------
-
     def test_dataloader(self) -> DataLoader:
         return DataLoader(list(self.scenes), batch_size=None)
 
@@ -312,9 +287,8 @@ class Colocalisation(Training):
             self.metrics |= {f"test/{kind}_pct": 100 * wrong.float().mean().item() for kind, wrong in missed.items()}
             self.metrics["test/lost_classes"] = (missed["off"].float().mean(0) > LOST_SHARE).sum().item()
             self.metrics["test/scale"] = windows[..., 0].mean().item()
-            if self.search:
-                searched, fitted = self.net.begin_correct_pct.tolist()
-                self.metrics |= {"test/correct_searched_pct": searched, "test/correct_fitted_pct": fitted}
+            searched, fitted = self.net.begin_correct_pct.tolist()
+            self.metrics |= {"test/correct_searched_pct": searched, "test/correct_fitted_pct": fitted}
             self.test_wrong = (overlap <= CORRECT_IOU).T.reshape(1, -1).cpu()  # class by class
 
     def on_test_end(self) -> None:
@@ -327,10 +301,6 @@ class Colocalisation(Training):
         if lost > LOST_SHARE * len(self.names):
             return f"the windows of {lost} of {len(self.names)} classes are not on their objects"
         return None
-
-
-def _mean_distance(features: Tensor) -> float:
-    return squared_distances(features, features).mean().item()
 
 
 def _evenly(first: int, last: int, n: int) -> list[int]:

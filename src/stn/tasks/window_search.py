@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +22,6 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """‖a_n - b_m‖² by one matrix product. Shapes: (..., N, F), (..., M, F) -> (..., N, M)."""
     lengths = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
     return (lengths - 2 * a @ b.mT).clamp(min=0)
-
-
-def hinge_loss(between: Tensor, to_random: Tensor, alpha: float) -> Tensor:
-    """max(0, between_nm - to_random_n + alpha), mean over n≠m (App. A.2). Shapes: (..., N, N), (..., N) -> (...)."""
-    n = between.shape[-1]
-    others = ~torch.eye(n, dtype=torch.bool, device=between.device)
-    hinge = (between - to_random[..., None] + alpha).clamp(min=0)
-    return (hinge * others).sum((-2, -1)) / (n * (n - 1))
-
-
-class WindowSearch(NamedTuple):
-    """How long to search: random windows of each image, prototypes among them, steps to fit the localisers."""
-
-    windows: int
-    prototypes: int
-    fit_steps: int
 
 
 @torch.no_grad()
@@ -68,9 +51,8 @@ def search_windows(
         """(N, P, 3) -> (N, P, F)."""
         of_image = each.repeat_interleave(windows.shape[1]).split(ENCODED_AT_ONCE)
         parts = windows.flatten(0, 1).split(ENCODED_AT_ONCE)
-        return torch.cat([encode(images[i], part) for i, part in zip(of_image, parts, strict=True)]).unflatten(
-            0, (n, -1)
-        )
+        crops = [encode(images[i], part) for i, part in zip(of_image, parts, strict=True)]
+        return torch.cat(crops).unflatten(0, (n, -1))
 
     ratio = math.log(bounds.scale_max / bounds.scale_min)
     share = torch.rand(n, n_windows, generator=generator, device=device)
@@ -116,9 +98,8 @@ def _around(windows: Tensor, n_tried: int, bounds: WindowBounds, generator: torc
     noise = 2 * torch.rand(len(windows), n_tried, 3, generator=generator, device=windows.device) - 1
     scale = windows[:, None, :1] * (NEAR_SCALE * noise[..., :1]).exp()
     centre = windows[:, None, 1:] + NEAR_SHIFT * windows[:, None, :1] * noise[..., 1:]
-    return torch.cat(
-        [scale.clamp(bounds.scale_min, bounds.scale_max), centre.clamp(-bounds.max_shift, bounds.max_shift)], dim=-1
-    )
+    scale, centre = scale.clamp(bounds.scale_min, bounds.scale_max), centre.clamp(-bounds.max_shift, bounds.max_shift)
+    return torch.cat([scale, centre], dim=-1)
 
 
 def fit_windows(
@@ -128,16 +109,17 @@ def fit_windows(
     steps: int,
     batch_size: int,
     seed: int,
-    before_step: Callable[[int], None] = lambda step: None,
+    before_step: Callable[[int], None],
 ) -> None:
-    """Trains the localisers to give these windows, by least squares; calls `before_step` with each step's number.
+    """Trains the localisers to give these windows, by least squares.
 
+    `before_step` is called with the number of each step: they count from -`steps` up to 0, where the descent begins.
     Shapes: images (N, K, C, H, W), windows (N, K, 3).
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=FIT_LR, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-    for step in range(steps):
+    for step in range(-steps, 0):
         before_step(step)
         chosen = torch.randperm(len(images), generator=generator, device=images.device)[:batch_size]
         loss = F.mse_loss(net(images[chosen]), windows[chosen])

@@ -54,10 +54,8 @@ def outcome(run: RunSettings, built: Built, device: str, error: Exception | None
 
 def _not_finite(module: Training) -> str | None:
     """Which number of the test is not finite: the last training step may ruin a net whose losses were finite."""
-    bad = (
-        f"{name} is {value} after the last step" for name, value in module.metrics.items() if not math.isfinite(value)
-    )
-    return next(bad, None)
+    bad = next((name for name, value in module.metrics.items() if not math.isfinite(value)), None)
+    return f"{bad} is {module.metrics[bad]} after the last step" if bad else None
 
 
 def _measured(module: Training, curve: dict[str, list], evaluate: str) -> dict[str, Any]:

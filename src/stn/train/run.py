@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LambdaCallback
 
 from stn.families import Built, build, network
 from stn.results.records import write_records
@@ -70,10 +70,12 @@ def train(
         program.config_hash = "+".join(run.hash for run in todo)
         checkpoint = checkpoint_file(todo)
         kept = Snapshots({run.folder: built.module for run, built in zip(todo, builts, strict=True) if writes})
-        saving = [kept, Checkpoints(checkpoint, deadline), *([_Progress(progress)] if progress else [])]
+        saving = [kept, Checkpoints(checkpoint, deadline)]
+        if progress:
+            saving.append(LambdaCallback(on_train_batch_end=lambda _, module, *__: progress(module.steps_done)))
         provenance = {"versions": versions(), "data_checksums": builts[0].data_checksums}
         with tracking(todo[0], provenance, writes) as tracked, quiet():
-            trainer = _trainer(todo[0], checkpoint.parent, tracked.logger, [*saving, *callbacks, *tracked])
+            trainer = _trainer(todo[0], checkpoint.parent, tracked.loggers, [*saving, *callbacks, *tracked.callbacks])
             device = trainer.strategy.root_device
             if todo[0].precision == "bf16" and (warning := cost_of_bf16(device)):
                 log.warning(warning)
@@ -148,12 +150,12 @@ def _began_in_the_run(error: Exception) -> bool:
     return False
 
 
-def _trainer(run: RunSettings, folder: Path, logger, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(run: RunSettings, folder: Path, loggers: list, callbacks: list[Callback]) -> pl.Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     return pl.Trainer(
         **trainer_options(run),
         max_epochs=-1,  # the module stops the Trainer after its last step
-        logger=logger,
+        logger=loggers or False,
         callbacks=callbacks,
         log_every_n_steps=1,
         enable_checkpointing=False,
@@ -172,13 +174,3 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=f".*{about}.*")
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
         yield
-
-
-class _Progress(Callback):
-    """Tells `progress` the number of steps done, after every chunk."""
-
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self.progress = progress
-
-    def on_train_batch_end(self, trainer, module, *_) -> None:
-        self.progress(module.steps_done)

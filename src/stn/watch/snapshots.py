@@ -66,9 +66,8 @@ class Snapshots(Callback):
             batches = [module.stream.test_batch(draw=0, start=0) for module in self.runs.values()]
             self.images = [_examples(batch.images).clone() for batch in batches]
         self.steps.append(step)
-        self.thetas.append(
-            [_thetas(module.net, images) for module, images in zip(self.runs.values(), self.images, strict=True)]
-        )
+        nets = [module.net for module in self.runs.values()]
+        self.thetas.append([_thetas(net, images) for net, images in zip(nets, self.images, strict=True)])
 
 
 def _examples(images: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
 """Weights & Biases tracking of a run; wandb is imported only when it is used."""
 
-import contextlib
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from stn.data.errors import one_line
 from stn.results.records import RunKey, read_record, records_root
 from stn.settings import RunSettings
 
@@ -36,11 +35,11 @@ class WandbRun(Logger):
         try:
             self.run = self._begin()
         except (Exception, SystemExit) as error:
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 wandb.teardown()
-            told = " ".join(str(error).split()) or type(error).__name__
             raise NotStarted(
-                f"W&B did not start ({told[:300]}): `wandb login`, check the network, or track with wandb.mode=offline"
+                f"W&B did not start ({one_line(error)[:300]}): `wandb login`, check the network, or track with "
+                "wandb.mode=offline"
             ) from error
 
     def _begin(self, **changes: Any):
@@ -59,9 +58,9 @@ class WandbRun(Logger):
         except Exception as error:
             import wandb
 
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 wandb.teardown()
-            told = " ".join(str(error).split()) or type(error).__name__
+            told = one_line(error)
             try:
                 self.run = self._begin(mode="offline")
                 tell(self.run)
@@ -96,13 +95,9 @@ class Tracked:
     """What the Trainer is given for a run that is tracked, or for one that is not; told how the run ended."""
 
     def __init__(self, loggers: list[Logger], callbacks=()) -> None:
-        self.logger, self.callbacks = loggers or False, callbacks
-        self.loggers = loggers
+        self.loggers, self.callbacks = loggers, callbacks
         self.wandb = next((logger for logger in loggers if isinstance(logger, WandbRun)), None)
         self.status: str | None = None
-
-    def __iter__(self) -> Iterator:
-        return iter(self.callbacks)
 
     def tell(self, run: RunSettings, record: Mapping) -> None:
         """The test's metrics; and in the W&B run's summary what its record says besides: status, reason, seconds."""
@@ -184,6 +179,7 @@ def options(run: RunSettings, config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # by default in the home folder
         os.environ.setdefault(name, str((run.output_dir / "wandb").resolve()))
     by_agent = "WANDB_SWEEP_ID" in os.environ
+    run.folder.mkdir(parents=True, exist_ok=True)
     return {
         "project": wandb.project,
         "entity": wandb.entity,
@@ -191,7 +187,7 @@ def options(run: RunSettings, config: Mapping[str, Any]) -> dict[str, Any]:
         "name": None if by_agent else str(key),
         "id": os.environ.get("WANDB_RUN_ID") if by_agent else hashlib.sha256(identity.encode()).hexdigest()[:12],
         "resume": None if by_agent else "allow",
-        "dir": str(_made(run.folder)),
+        "dir": str(run.folder),
         "group": wandb.group or default_group(key, run.data),
         "job_type": key.protocol,
         "tags": [key.task, key.model, key.protocol, f"seed{key.seed}", run.data],
@@ -203,11 +199,6 @@ def options(run: RunSettings, config: Mapping[str, Any]) -> dict[str, Any]:
             **wandb.config,
         },
     }
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def default_group(key: RunKey, data: str) -> str:
