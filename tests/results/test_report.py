@@ -264,20 +264,23 @@ def test_a_folder_that_is_not_there_is_one_line_and_status_2(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("name", "heading"),
+    ("name", "data", "heading"),
     [
-        ("gallery_mnist_r_fast", "Golden"),
-        ("gallery_mnist_r_st_fcn_affine_fast", "Golden"),
-        ("gallery_mnist_rts_fast", "Other pictures"),
-        ("gallery_mnist_r_fast_standin", "Other pictures"),
-        ("gallery_mnist_r_paper", "Other pictures"),
+        ("gallery_mnist_r_fast", "real", "Golden"),
+        ("gallery_mnist_r_st_fcn_affine_fast", "real", "Golden"),
+        ("gallery_mnist_rts_fast", "real", "Other pictures"),
+        ("gallery_mnist_r_fast_standin", "real", "Other pictures"),
+        ("gallery_mnist_r_fast_standin", "standin", "Golden"),
+        ("gallery_mnist_r_fast_subset", "subset", "Golden"),
+        ("gallery_mnist_r_fast", "subset", "Other pictures"),
+        ("gallery_mnist_r_paper", "real", "Other pictures"),
     ],
 )
-def test_a_picture_stands_with_its_own_table(project, record, monkeypatch, name, heading):
+def test_a_picture_stands_with_its_own_table(project, record, monkeypatch, name, data, heading):
     monkeypatch.setattr("stn.results.report._plots", lambda *_: (picture(project.results / "any.png", "a plot"),))
     save_picture(project.results / "any.png", 1)
     save_picture(project.results / "figures" / f"{name}.png", 9)
-    page, _ = project(record())
+    page, _ = project(record(data=data))
     (section,) = [text for _, text in page.all("section") if "what the network sees" in text]
     assert section.startswith(heading)
 
