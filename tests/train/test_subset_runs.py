@@ -68,7 +68,7 @@ def test_a_run_on_a_part_has_a_record_of_its_own_and_a_table_that_says_so(number
     path = tmp_path / "results" / "subset" / "runs" / "svhn_64" / "svhn_st_single" / "part" / "seed0.json"
     record = read_record(path)
     assert (record["data"], record["n_test"], record["config"]["data"]) == ("subset", N_TEST, "subset")
-    assert record["config"]["recipe"]["augmentation"] == {"shift": 0.08, "zoom": 0.1, "contrast": 0.3, "inverted": 0.5}
+    assert record["config"]["recipe"]["augmentation"] == {"shift": 0.08, "zoom": 0.2, "contrast": 0.3, "inverted": 0.5}
     assert {"test/box_kept_share", "test/box_fill_before", "test/box_fill_after"} <= record["metrics"].keys()
     record = record | {"status": "ok"}
     for name in ("table2", "table2boxes"):

@@ -150,7 +150,7 @@ def prepare_birds() -> None:
     from stn.data.cub_images import cache_images
     from stn.data.cub_standin import write_standin
 
-    root = write_standin("birds", n_classes=3, n_per_class=6, size_px=80)
+    root = write_standin(Path("birds"), n_classes=3, n_per_class=6, size_px=80)
     cache_images(read_annotations(root), Path("cache/cub_32px"), 32, workers=1)
 
 
@@ -176,7 +176,7 @@ def unzip_mnist(zipped: Path, digits: Path) -> None:
     for path in zipped.glob("*.gz"):
         if not (Path("data") / path.name).exists():
             (Path("data") / path.name).symlink_to(path)
-    prepare_mnist("data")
+    prepare_mnist(Path("data"))
 
 
 def download(url: str, md5: str, size: int) -> None:
