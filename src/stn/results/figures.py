@@ -39,6 +39,7 @@ def learning_curves(path: Path, records: Iterable[Mapping[str, Any]], task: str)
             ax.plot(run["curve"]["step"], values, label=run["model"] if first else None, **style)
             labelled.add(run["model"])
         ax.set(xlabel="step", ylabel=label, yscale="log")
+        _scale(ax, "y", *ax.get_ylim(), log=True)
         ax.grid(alpha=0.3)
     if models:
         figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", fontsize=LABEL_SIZE)
