@@ -162,12 +162,11 @@ class RunSettings(Experiment):
         Its record goes to results_dir/sweeps, its protocol is called <protocol>-<hash of the settings>, and its note
         ends with what is not as in `of`, the run that it departs from.
         """
-        usual = flat(of.config)
-        departures = {name: value for name, value in flat(self.config).items() if usual.get(name) != value}
+        own, usual = flat(self.config), flat(of.config)
         here = ", ".join(
-            f"{name.removeprefix('recipe.')}={value}"
-            for name, value in departures.items()
-            if name not in ("seed", "protocol_note")
+            f"{name.removeprefix('recipe.')}={own.get(name)}"
+            for name in own | usual
+            if own.get(name) != usual.get(name) and name not in ("seed", "protocol_note")
         )
         return self.changed(
             protocol=f"{self.protocol}-{self.hash[:8]}",

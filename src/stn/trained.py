@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from stn.data.errors import DataError
 from stn.families import network
-from stn.results.records import read_record, record_path, records_root, run_key, sweeps_dir
+from stn.results.records import DATA_KINDS, read_record, record_path, records_root, run_key, sweeps_dir
 from stn.saved import load, replace
 from stn.settings import Experiment
 
 SUFFIX = ".safetensors"
+SET_APART = [kind for kind in DATA_KINDS if kind != "real"]  # whose runs have folders of their own
 NOT_KEPT = ("curve", "test_wrong", "per_draw")  # of the record, in a model file
 
 
@@ -102,7 +103,7 @@ def _root(path: Path) -> Path:
     if "runs" not in parts:
         raise DataError(f"{path}: neither a record or a run's folder (…/runs/<task>/<model>/…) nor a {SUFFIX} file")
     above = Path(*parts[: len(parts) - 1 - parts[::-1].index("runs")])
-    while above.name in ("standin", "sweeps"):
+    while above.name in ("sweeps", *SET_APART):
         above = above.parent
     return above.parent
 
@@ -113,8 +114,9 @@ def _of_record(record: Mapping[str, Any], output_dir: Path) -> Trained:
 
 
 def _record_of(folder: Path, results_dir: Path) -> Mapping[str, Any]:
-    relative = Path(*folder.absolute().parts[-4:]).with_suffix(".json")
-    data = "standin" if "standin" in folder.absolute().parts else "real"
+    parts = folder.absolute().parts  # …/[data/]runs/<task>/<model>/<protocol>/<seed>
+    relative = Path(*parts[-4:]).with_suffix(".json")
+    data = next((part for part in parts[-6:-5] if part in SET_APART), "real")
     places = [records_root(where, data) / "runs" / relative for where in (results_dir, sweeps_dir(results_dir))]
     for place in places:
         if place.exists():

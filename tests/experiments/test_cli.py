@@ -280,6 +280,12 @@ def test_the_note_of_a_variant_ends_with_what_it_departs_in():
     assert variant.protocol_note == f"{plain.protocol_note}; but steps=20, optimiser.lr=0.1, precision=bf16"
 
 
+def test_the_note_of_a_variant_names_what_was_taken_away():
+    cell = ("task=svhn_64", "model=svhn_cnn", "protocol=part", "data=subset")
+    note = of(*cell, "~protocol.svhn.augmentation").protocol_note
+    assert note.startswith(f"{of(*cell).protocol_note}; but augmentation.shift=None, ")
+
+
 def test_a_time_budget_ends_with_a_status_of_its_own_and_says_how_to_go_on(toy_data_dir, tmp_path):
     call = [sys.executable, VERB, "experiments.train", "task=mnist_r", "model=fcn", "protocol=smoke", "device=cpu"]
     call += ["progress=false", f"data_dir={toy_data_dir}", "results_dir=results", "output_dir=outputs"]

@@ -5,7 +5,9 @@ import re
 import shutil
 
 import pytest
+import torch
 
+import stn
 from experiments.config import CONF, compose_run
 from stn.data import cub, cub_annotations, svhn, svhn_standin
 from stn.data.cub_annotations import FORMS
@@ -70,6 +72,10 @@ def test_a_run_on_a_part_has_a_record_of_its_own_and_a_table_that_says_so(number
     assert (record["data"], record["n_test"], record["config"]["data"]) == ("subset", N_TEST, "subset")
     assert record["config"]["recipe"]["augmentation"] == {"shift": 0.08, "zoom": 0.2, "contrast": 0.3, "inverted": 0.5}
     assert {"test/box_kept_share", "test/box_fill_before", "test/box_fill_after"} <= record["metrics"].keys()
+    image = torch.rand(1, 3, 64, 64)
+    logits = [stn.load(source)(image) for source in (path, settings.folder, settings.folder / "weights.pt")]
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
     record = record | {"status": "ok"}
     for name in ("table2", "table2boxes"):
         spec = load_table(CONF / "table" / f"{name}.yaml")
