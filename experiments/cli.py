@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ def main(verb: Callable[..., Any]) -> None:
         stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO if verbose else logging.ERROR)
-    with errors_in_a_line(name, verbose):
+    chosen = [argument for argument in arguments if argument.partition("=")[0] in described(name)[0]]
+    with errors_in_a_line(name, verbose, chosen):
         flags, overrides = command_line([argument for argument in arguments if argument != "-v"], name)
         if flags:
             raise ValueError(f"{flags[0]!r} is not key=value; --help lists the keys")
@@ -48,10 +49,10 @@ def main(verb: Callable[..., Any]) -> None:
 
 
 @contextmanager
-def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[None]:
+def errors_in_a_line(config: str = "train", verbose: bool = False, chosen: Sequence[str] = ()) -> Iterator[None]:
     """An error that the user can fix becomes one line on stderr and exit status 2, unless `verbose`.
 
-    `config` is the file of conf/ that the verb's overrides concern.
+    `config` and `chosen` are as in `explain`.
     """
     try:
         yield
@@ -61,7 +62,7 @@ def errors_in_a_line(config: str = "train", verbose: bool = False) -> Iterator[N
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        line = explain(error, config)
+        line = explain(error, config, chosen)
         if line is None or verbose:
             raise
         print(f"error: {line}", file=sys.stderr)

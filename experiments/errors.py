@@ -3,6 +3,7 @@
 import difflib
 import errno
 import re
+from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
@@ -17,10 +18,10 @@ REMEDIES = {
 }
 
 
-def explain(error: Exception, config: str = "train") -> str | None:
+def explain(error: Exception, config: str = "train", chosen: Sequence[str] = ()) -> str | None:
     """One line for an error that the user can fix; None for one that is a bug.
 
-    `config` is the file of conf/ that the verb's overrides concern.
+    `config` is the file of conf/ that the verb's overrides concern; `chosen` are those that choose from a group.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +30,7 @@ def explain(error: Exception, config: str = "train") -> str | None:
     from stn.train.stopped import Busy
 
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _explain_config(error, config)
+        return _explain_config(error, config, chosen)
     if isinstance(error, OSError | DataError | ValueError | Busy):
         return " ".join(str(error).split()) + (_remedy(error) or _remedy(error.__cause__))
     return None
@@ -41,7 +42,7 @@ def _remedy(error: BaseException | None) -> str:
     return f"; {remedy}, then give the same command again" if remedy else ""
 
 
-def _explain_config(error: Exception, config: str) -> str:
+def _explain_config(error: Exception, config: str, chosen: Sequence[str]) -> str:
     """Which group, option or key was wrong, and which there are."""
     message = " ".join(str(error).split())
     if match := re.search(r"Could not find '(\w+)/([^']*)'", message):
@@ -55,19 +56,24 @@ def _explain_config(error: Exception, config: str) -> str:
         having = [name for name, protocol in protocols.items() if match[1] in protocol]
         return f"this protocol says nothing about {match[1]} tasks; allowed: protocol={', '.join(having)}"
     if match := re.search(r"Could not override '([\w.]+)'", message):
-        return _explain_key(match[1], config)
+        return _explain_key(match[1], config, chosen)
     return message
 
 
-def _explain_key(key: str, config: str) -> str:
+def _explain_key(key: str, config: str, chosen: Sequence[str]) -> str:
     """An unknown setting: the settings beside it, or the groups when it is a first name."""
-    parent, _, name = key.rpartition(".")
-    groups = {"train": ["task=mnist_r", "model=fcn"], "sweep": ["sweep=localiser"]}  # those without a usual choice
-    node = OmegaConf.to_container(compose_config(config, groups.get(config, [])))
-    for part in parent.split(".") if parent else []:
-        node = node.get(part, {}) if isinstance(node, dict) else {}
-    allowed = sorted(node) if isinstance(node, dict) else []
+    groups = {"train": {"task": "mnist_r", "model": "fcn"}, "sweep": {"sweep": "localiser"}}.get(config, {})
+    groups |= dict(override.split(",")[0].split("=") for override in chosen)  # of several options the first will do
+    node = OmegaConf.to_container(compose_config(config, [f"{group}={option}" for group, option in groups.items()]))
+    parents, name = [], ""
+    for name in key.split("."):
+        if not isinstance(node.get(name), dict):
+            break
+        parents, node = [*parents, name], node[name]
+    if name in node:
+        return f"{'.'.join([*parents, name])} has no settings of its own; {key} does not exist"
+    parent, allowed = ".".join(parents), sorted(node)
     close = difflib.get_close_matches(name, allowed, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     where = f" in {parent}" if parent else ""
-    return f"there is no setting {name!r}{where}{hint}; allowed: {', '.join(allowed) or f'none, see {CONF.name}/'}"
+    return f"there is no setting {name!r}{where}{hint}; allowed: {', '.join(allowed)}"
