@@ -62,14 +62,17 @@ def reproduce(config: DictConfig) -> None:
 
 
 def _estimate(todo: list[RunSettings], settings: dict) -> str:
-    """How long these runs would take, by the arithmetic per second of earlier records of this device."""
+    """How long these runs would take, by the arithmetic per second of earlier records of this device, where it is a CPU
+    with the same instructions.
+    """
     import torch
 
     from stn.many.cost import run_cost
-    from stn.train.provenance import device_name
+    from stn.train.provenance import device_name, instructions
 
     cuda = settings["device"] != "cpu" and torch.cuda.is_available()
     device = device_name(torch.device("cuda" if cuda else "cpu"))
+    has = None if cuda else instructions()
 
     def kind(run: Experiment) -> tuple[str, str]:
         return run.model.name, run.precision
@@ -77,9 +80,11 @@ def _estimate(todo: list[RunSettings], settings: dict) -> str:
     latest = {}
     records = read_records(records_root(settings["results_dir"], settings["data"]))
     for record in sorted(records, key=lambda record: record["finished_at"]):
-        if record["status"] == "ok" and record["device"] == device and record["wall_s"]:
+        there = record["device"], None if cuda else record["versions"].get("instructions")
+        if record["status"] == "ok" and there == (device, has) and record["wall_s"]:
             experiment = Experiment(**record["config"])
             latest[kind(experiment)] = experiment, record["wall_s"]
+    device += f" ({has})" if has else ""
     if not latest:
         petaflop = sum(map(run_cost, todo)) / 1e15
         return f"no estimate: no records of {device} yet; {petaflop:.3g} PFLOP of arithmetic, see docs/scaling.md"

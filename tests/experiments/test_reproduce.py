@@ -16,6 +16,7 @@ from experiments import reproduce
 from experiments.config import compose_config, compose_run
 from stn.many.pool import Finished, Progress
 from stn.results.records import read_record, write_records
+from stn.train.provenance import instructions
 from stn.train.stopped import OutOfTime
 from tests.tiny import run
 
@@ -149,10 +150,13 @@ def test_an_estimate_goes_by_the_latest_run_of_the_model_in_that_precision(call,
     def hours(*overrides):
         return float(re.search(r"about ([\d.]+) hours", call("dry_run=true", *overrides)[1])[1])
 
-    def took(day, precision, hours):
+    def took(day, precision, hours, has=None):
         settings = cell("mnist_r/fcn", seed=10 - day).changed(precision=precision)
-        put(settings, wall_s=3600.0 * hours, finished_at=f"2025-01-0{day}T00:00:00+00:00")
+        versions = {"instructions": has or instructions()}
+        put(settings, wall_s=3600.0 * hours, finished_at=f"2025-01-0{day}T00:00:00+00:00", versions=versions)
 
+    assert "no estimate" in call("dry_run=true")[1]
+    took(9, "float32", 1, has="those of another processor")
     assert "no estimate" in call("dry_run=true")[1]
     only = ("models=[fcn]", "tasks=[mnist_e]", "workers=1")
     took(1, "float32", 2)

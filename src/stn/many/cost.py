@@ -1,23 +1,42 @@
 """How much arithmetic a run is, from its settings alone: to order runs and to estimate the time that remains."""
 
+import math
+
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stn.families import network
+from stn.nets.frequency import FrequencyConv2d, pays, products
 from stn.settings import Experiment
 
-# What a step costs per image besides the network's products (distortion, sampling, Python), as so many FLOP.
-OVERHEAD_FLOP = 2e6
+# What a step costs per pixel or voxel besides the network's products (distortion, sampling, Python), in FLOP.
+OVERHEAD_FLOP = 2500
 
 
 def run_cost(experiment: Experiment) -> float:
-    """FLOP of the whole training of a run, forward and backward (three times the forward pass), roughly."""
-    recipe = experiment.recipe
+    """FLOP of the whole training of a run on a CPU, forward and backward (three times the forward pass), roughly.
+
+    A convolution in the frequency domain counts as the direct one that takes as long.
+    """
+    batch = experiment.recipe["batch_size"]
     net, _, in_shape = network(experiment)
     net.eval()
     image = torch.zeros(1, *in_shape)
+    saved: list[float] = []
     with torch.no_grad():
         net(image)  # what is computed once and kept, like a spline's basis, is not part of a step
+        for layer in net.modules():
+            if isinstance(layer, FrequencyConv2d):
+                layer.register_forward_hook(lambda *call: saved.append(_saved_flop(*call, batch)))
         with FlopCounterMode(display=False) as counter:
             net(image)
-    return recipe["steps"] * recipe["batch_size"] * (3 * counter.get_total_flops() + OVERHEAD_FLOP)
+    flop = counter.get_total_flops() - sum(saved)
+    return experiment.recipe["steps"] * batch * (3 * flop + OVERHEAD_FLOP * math.prod(in_shape[1:]))
+
+
+def _saved_flop(layer: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor, batch: int) -> float:
+    """FLOP per image that the frequency domain saves a layer in a batch of so many images."""
+    image, weight = (batch, *inputs[0].shape[1:]), tuple(layer.weight.shape)
+    direct = output.numel() * layer.weight[0].numel()
+    return max(0.0, 2 * (direct - products(image, weight) / batch)) if pays(image, weight) else 0.0

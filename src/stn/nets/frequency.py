@@ -245,14 +245,22 @@ def by_frequency(image: Tensor, weight: Tensor) -> bool:
 def pays(image: tuple[int, int, int, int], weight: tuple[int, int, int, int]) -> bool:
     """Whether the frequency domain is estimated to be faster, by 5 % at least, forward and backward.
 
-    Left: the products of the direct way, which fills up its vectors with filters. Right, in as many products: those of
-    all frequencies, the maps' way there and back (matrix products as long as the maps' sides), the kernels', and the
-    calls. Fitted to 214 measurements with AVX512 and with AVX2, which differ little (results/bench/README.md), and
+    Fitted to 214 measurements with AVX512 and with AVX2, which differ little (results/bench/README.md), and
     to 56 of layers with 8 to 46 channels and sides of 20 and 40 px. Judged on the same: of those 56 none that it takes
     was slower; of the 214 it takes 86 at most, of which three were (0.85 to 0.97 of the direct speed), batches of 16
     of layers that no network here has.
     """
     (n, c, height, width), (f, _, k_y, k_x) = image, weight
-    direct = n * c * -(-f // 8) * 8 * (height - k_y + 1) * (width - k_x + 1) * k_y * k_x
+    direct = n * c * -(-f // 8) * 8 * (height - k_y + 1) * (width - k_x + 1) * k_y * k_x  # it fills up its vectors
+    return direct > products(image, weight)
+
+
+def products(image: tuple[int, int, int, int], weight: tuple[int, int, int, int]) -> float:
+    """What the frequency domain costs, forward and backward, in as many products of the direct way.
+
+    Those of all frequencies, the maps' way there and back (matrix products as long as the maps' sides), the kernels',
+    and the calls.
+    """
+    (n, c, height, width), f = image, weight[0]
     there_and_back = max(125, 3.1 * (height + width))
-    return direct > height * width * (0.63 * n * c * f + there_and_back * n * (c + f) + 140 * c * f) + 21e6
+    return height * width * (0.63 * n * c * f + there_and_back * n * (c + f) + 140 * c * f) + 21e6
