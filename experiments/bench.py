@@ -6,8 +6,8 @@ its parts; the achieved part of the machine's speed in matrix products.
 precision: the error of whole runs in that precision beside float32, seed by seed, on held-out training digits;
 convolutions: the same with those in the frequency domain beside direct ones. Both only on demand, since they train.
 growth: the CNN's step against canvas, batch and replicas, on the CPU; with a figure.
-Writes results/bench/<what>_<cpu|cuda>.json, with the task behind it where that is not mnist_r; ratios within one run,
-since machines are shared and noisy.
+Writes results/bench/<what>_<cpu|cuda>.json, with avx2 behind it on a CPU without AVX512 and the task where that is not
+mnist_r; ratios within one run, since machines are shared and noisy.
 """
 
 import json
@@ -60,7 +60,9 @@ def bench(settings: dict) -> None:
             "versions": versions(),
             "git": git_state(),
         }
-        name = "_".join([what, options.device, *([options.task] if options.task != USUAL_TASK else [])])
+        avx2 = options.device == "cpu" and record["instructions"].startswith("AVX2")
+        task = options.task if options.task != USUAL_TASK else None
+        name = "_".join(part for part in (what, options.device, avx2 and "avx2", task) if part)
         path = write(options.results_dir, name, _rounded(record))
         if what == "growth":
             print(f"wrote {growth_figure(path.with_suffix('.png'), record)}")
