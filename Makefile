@@ -32,7 +32,7 @@ endif
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/ —/'
 
-reproduce: setup data   ## set up, train and print Table 1 at protocol=quick (about a quarter of an hour on 2 cores)
+reproduce: setup data   ## set up, train and print Table 1 at protocol=quick (15 to 20 minutes on 2 cores)
 	$(REPRODUCE) table=table1 tasks=[mnist_r,mnist_rts,mnist_p,mnist_e] $(ARGS)
 
 reproduce-table1: setup data  ## Table 1, distorted MNIST: PROTOCOL=quick|fast|paper SEEDS=n WORKERS=n ARGS="any=override"
