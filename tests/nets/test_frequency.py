@@ -94,6 +94,24 @@ def test_the_layer_is_nn_conv2d_whichever_way_it_takes(side, batch, monkeypatch)
 ask = frequency.by_frequency
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_kernel_as_large_as_the_map_is_a_matrix_product_and_the_same_convolution(memory_format, monkeypatch):
+    layer, image = FrequencyConv2d(3, 4, 5).double(), torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    layer.to(memory_format=memory_format)
+    given = image, layer.weight, layer.bias
+    wanted = output_and_gradients(F.conv2d, given)
+
+    def convolved(image, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (image,))
+
+    stacked = torch.vmap(convolved)(*(torch.stack([operand, operand]) for operand in given))
+    torch.testing.assert_close(stacked[1], wanted[0])
+    monkeypatch.setattr(F, "conv2d", None)  # it is not asked
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", None)
+    for a, b in zip(output_and_gradients(convolved, given), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_the_networks_of_table_1_take_it_where_it_pays():
     """64 filters, 128 images: never on a map of 8 px or less, always on R's 10 px and more."""
     assert [pays((128, 64, side, side), (64, 64, 7, 7)) for side in (7, 8, 10, 17, 26)] == [False] * 2 + [True] * 3

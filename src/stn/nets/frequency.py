@@ -198,7 +198,9 @@ def _by_image(product: Tensor) -> Tensor:
 
 
 class FrequencyConv2d(nn.Conv2d):
-    """`nn.Conv2d` (stride 1, no padding), computed in the frequency domain where `by_frequency` says so."""
+    """`nn.Conv2d` (stride 1, no padding), computed in the frequency domain where `by_frequency` says so; on the CPU as
+    one matrix product where its kernels are as large as the map.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
@@ -210,7 +212,14 @@ class FrequencyConv2d(nn.Conv2d):
             self.way = "frequency" if by_products else "direct"
         if by_products:
             return FrequencyConvolution.apply(image, self.weight, self.bias)[0]
+        if _allowed[-1] and image.device.type == "cpu" and image.shape[2:] == self.weight.shape[2:]:
+            return F.linear(_flat(image), _flat(self.weight), self.bias)[..., None, None]
         return super().forward(image)
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H W C), no copy when channels come last."""
+    return maps.permute(0, 2, 3, 1).flatten(1)
 
 
 _allowed = [True]
@@ -218,7 +227,7 @@ _allowed = [True]
 
 @contextmanager
 def direct_convolutions() -> Iterator[None]:
-    """Inside, no convolution is computed in the frequency domain: for measurements of what that does."""
+    """Inside, all convolutions are torch's own: for measurements of what the others do."""
     _allowed.append(False)
     try:
         yield
