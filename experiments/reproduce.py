@@ -86,12 +86,12 @@ def _estimate(todo: list[RunSettings], settings: dict) -> str:
             latest[kind(experiment)] = experiment, record["wall_s"]
     device += f" ({has})" if has else ""
     if not latest:
-        petaflop = sum(map(run_cost, todo)) / 1e15
+        petaflop = sum(run_cost(run, not cuda) for run in todo) / 1e15
         return f"no estimate: no records of {device} yet; {petaflop:.3g} PFLOP of arithmetic, see docs/scaling.md"
     asked = latest.keys() & {kind(run) for run in todo} or latest.keys()
-    rates = {name: run_cost(latest[name][0]) / latest[name][1] for name in asked}
+    rates = {name: run_cost(latest[name][0], not cuda) / latest[name][1] for name in asked}
     usual = sorted(rates.values())[len(rates) // 2]
-    seconds = sum(run_cost(run) / rates.get(kind(run), usual) for run in todo)
+    seconds = sum(run_cost(run, not cuda) / rates.get(kind(run), usual) for run in todo)
     hours = seconds / settings["workers"] / 3600
     return f"about {hours:.1f} hours with {settings['workers']} workers on {device}, by the speed of earlier records"
 

@@ -14,10 +14,10 @@ from stn.settings import Experiment
 OVERHEAD_FLOP = 2500
 
 
-def run_cost(experiment: Experiment) -> float:
-    """FLOP of the whole training of a run on a CPU, forward and backward (three times the forward pass), roughly.
+def run_cost(experiment: Experiment, on_cpu: bool = True) -> float:
+    """FLOP of the whole training of a run, forward and backward (three times the forward pass), roughly.
 
-    A convolution in the frequency domain counts as the direct one that takes as long.
+    A convolution that a CPU computes in the frequency domain counts as the direct one that takes as long there.
     """
     batch = experiment.recipe["batch_size"]
     net, _, in_shape = network(experiment)
@@ -27,7 +27,7 @@ def run_cost(experiment: Experiment) -> float:
     with torch.no_grad():
         net(image)  # what is computed once and kept, like a spline's basis, is not part of a step
         for layer in net.modules():
-            if isinstance(layer, FrequencyConv2d):
+            if on_cpu and isinstance(layer, FrequencyConv2d):
                 layer.register_forward_hook(lambda *call: saved.append(_saved_flop(*call, batch)))
         with FlopCounterMode(display=False) as counter:
             net(image)
