@@ -62,17 +62,22 @@ def _explain_config(error: Exception, config: str, chosen: Sequence[str]) -> str
 
 def _explain_key(key: str, config: str, chosen: Sequence[str]) -> str:
     """An unknown setting: the settings beside it, or the groups when it is a first name."""
-    groups = {"train": {"task": "mnist_r", "model": "fcn"}, "sweep": {"sweep": "localiser"}}.get(config, {})
-    groups |= dict(override.split(",")[0].split("=") for override in chosen)  # of several options the first will do
-    node = OmegaConf.to_container(compose_config(config, [f"{group}={option}" for group, option in groups.items()]))
-    parents, name = [], ""
-    for name in key.split("."):
-        if not isinstance(node.get(name), dict):
+    from experiments.grid import jobs_of
+
+    usual = {"train": ["task=mnist_r", "model=fcn"], "sweep": ["sweep=localiser"]}  # of groups without a usual choice
+    node = OmegaConf.to_container(compose_config(config, [*usual.get(config, []), *jobs_of(list(chosen))[0]]))
+    *parents, name = key.split(".")
+    for depth, parent in enumerate(parents):
+        if not isinstance(node.get(parent), dict):
+            parents, name = parents[:depth], parent
             break
-        parents, node = [*parents, name], node[name]
-    if name in node:
-        return f"{'.'.join([*parents, name])} has no settings of its own; {key} does not exist"
+        node = node[parent]
     parent, allowed = ".".join(parents), sorted(node)
+    there = ".".join([*parents, name])
+    if there == key and name in node:
+        return f"{key} is a setting of some of {' '.join(chosen)} only"
+    if name in node:
+        return f"{there} has no settings of its own; {key} does not exist"
     close = difflib.get_close_matches(name, allowed, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     where = f" in {parent}" if parent else ""

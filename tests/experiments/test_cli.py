@@ -77,12 +77,18 @@ def test_a_setting_inside_a_number_is_refused():
 
 def test_the_neighbours_of_an_unknown_key_are_those_of_the_chosen_protocol():
     cell = ["task=svhn_64", "model=svhn_cnn,svhn_st_single", "protocol=part"]
-    line = subprocess.run(
-        [sys.executable, "-m", "experiments.train", *cell, "protocol.svhn.augment.shift=0.1"],
-        **{"cwd": ROOT, "capture_output": True, "text": True, "check": False},
-    ).stderr
+    with pytest.raises(Exception, match="Could not override") as error:
+        compose_config("train", [cell[0], "model=svhn_cnn", cell[2], "protocol.svhn.augment.shift=0.1"])
+    line = explain(error.value, "train", cell)
     assert "did you mean augmentation?" in line
     assert "width" in line
+
+
+def test_a_key_that_only_one_of_the_chosen_options_has_is_said_to_be_theirs():
+    key, chosen = "protocol.svhn.augmentation.shift", ["task=svhn_64", "model=svhn_cnn", "protocol=part,fast"]
+    with pytest.raises(Exception, match="Could not override") as error:
+        compose_config("train", [*chosen[:2], "protocol=fast", f"{key}=0.1"])
+    assert explain(error.value, "train", chosen) == f"{key} is a setting of some of {' '.join(chosen)} only"
 
 
 @pytest.mark.parametrize(("override", "named"), [("sed=1", "seeds"), ("worker=1", "workers"), ("tabel=x", "table")])
