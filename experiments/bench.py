@@ -60,10 +60,12 @@ def bench(settings: dict) -> None:
             "versions": versions(),
             "git": git_state(),
         }
-        avx2 = options.device == "cpu" and record["instructions"].startswith("AVX2")
-        task = options.task if options.task != USUAL_TASK else None
-        name = "_".join(part for part in (what, options.device, avx2 and "avx2", task) if part)
-        path = write(options.results_dir, name, _rounded(record))
+        name = [what, options.device]
+        if options.device == "cpu" and not record["instructions"].startswith("AVX512"):
+            name.append("avx2")
+        if options.task != USUAL_TASK:
+            name.append(options.task)
+        path = write(options.results_dir, "_".join(name), _rounded(record))
         if what == "growth":
             print(f"wrote {growth_figure(path.with_suffix('.png'), record)}")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stn.many.cost import OVERHEAD_FLOP, run_cost
+from stn.many.cost import OVERHEAD_FLOP_PER_PIXEL, run_cost
 from stn.nets.budget import build_within_budget
 from stn.nets.mnist import Fcn
 
@@ -15,7 +15,7 @@ def cost(settings_of):
 def test_the_cost_of_the_fcn_is_that_of_its_matrix_products(cost):
     _, (a, b) = build_within_budget(lambda widths: Fcn((1, 28, 28), widths, 10), round(0.57 * 208_586))
     forward = 2 * (784 * a + a * b + b * 10)
-    assert cost("mnist_r", "fcn", steps=10, batch_size=4) == 10 * 4 * (3 * forward + OVERHEAD_FLOP * 28 * 28)
+    assert cost("mnist_r", "fcn", steps=10, batch_size=4) == 10 * 4 * (3 * forward + OVERHEAD_FLOP_PER_PIXEL * 28 * 28)
 
 
 def test_the_cost_grows_with_steps_and_batch_size(cost):

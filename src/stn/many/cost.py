@@ -11,7 +11,7 @@ from stn.nets.frequency import FrequencyConv2d, pays, products
 from stn.settings import Experiment
 
 # What a step costs per pixel or voxel besides the network's products (distortion, sampling, Python), in FLOP.
-OVERHEAD_FLOP = 2500
+OVERHEAD_FLOP_PER_PIXEL = 2500
 
 
 def run_cost(experiment: Experiment, on_cpu: bool = True) -> float:
@@ -32,7 +32,7 @@ def run_cost(experiment: Experiment, on_cpu: bool = True) -> float:
         with FlopCounterMode(display=False) as counter:
             net(image)
     flop = counter.get_total_flops() - sum(saved)
-    return experiment.recipe["steps"] * batch * (3 * flop + OVERHEAD_FLOP * math.prod(in_shape[1:]))
+    return experiment.recipe["steps"] * batch * (3 * flop + OVERHEAD_FLOP_PER_PIXEL * math.prod(in_shape[1:]))
 
 
 def _saved_flop(layer: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor, batch: int) -> float:
