@@ -11,6 +11,7 @@ from stn.validation import Checked, checked
 Stack = Literal["auto", True, False]
 # What a record's settings name only where it is another: most records are older than these settings.
 USUAL = {"data": "real", "precision": "float32"}
+USUAL_RECIPE = {"label_smoothing": 0.0, "distortion_ramp": 0.0}
 
 
 def _folder(given: Any) -> Path:
@@ -60,7 +61,7 @@ class Experiment(Checked):
     def config(self) -> dict[str, JsonValue]:
         """As it stands in the record."""
         stated = self.model_dump(include=set(Experiment.model_fields))
-        return {name: value for name, value in stated.items() if USUAL.get(name) != value}
+        return unusual(stated, USUAL) | {"recipe": unusual(self.recipe, USUAL_RECIPE)}
 
     @property
     def hash(self) -> str:
@@ -173,6 +174,10 @@ class RunSettings(Experiment):
             results_dir=sweeps_dir(self.results_dir),
             protocol_note="; but ".join(filter(None, (of.protocol_note, here))),
         )
+
+
+def unusual(settings: dict[str, JsonValue], usual: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    return {name: value for name, value in settings.items() if name not in usual or usual[name] != value}
 
 
 def run_settings(composed: dict[str, Any]) -> RunSettings:

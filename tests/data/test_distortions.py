@@ -76,6 +76,42 @@ def test_full_white_stays_in_the_unit_interval(name):
     assert 0 <= out.min() <= out.max() <= 1
 
 
+# -- weaker ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_of_a_distortion_is_that_distortion(name):
+    images, d = smooth_digits(9), distortion(name)
+    assert torch.equal(d.weaker(1.0)(images, generator()), d(images, generator()))
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"rts_ink"}))
+def test_nothing_of_a_distortion_leaves_the_digit_in_the_middle(name):
+    images = smooth_digits(9)
+    out, margin = distortion(name).weaker(0.0)(images, generator()), (CANVAS[name] - 28) // 2
+    wanted = torch.nn.functional.pad(images[:, None] / 255, 4 * [margin])
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shift"), [("r", 0), ("rts", 2.1), ("rts_ink", None), ("p", None), ("e", None)])
+def test_a_part_of_a_distortion_has_narrower_ranges_about_none(name, shift):
+    images, d = smooth_digits(1).expand(3000, 28, 28), distortion(name)
+    weak, full = (each.sample(images, generator()) for each in (d.weaker(0.3), d))
+    torch.testing.assert_close(weak.scale - 1, 0.3 * (full.scale - 1))
+    if hasattr(full, "rotation_deg"):
+        torch.testing.assert_close(weak.rotation_deg, 0.3 * full.rotation_deg)
+        assert shift is None or weak.shift_px.abs().max() == pytest.approx(shift, abs=0.02)
+    else:
+        torch.testing.assert_close(weak.shift_px, 0.3 * full.shift_px)
+
+
+def test_half_of_the_clutter_is_half_its_room_and_half_its_patches():
+    params = distortion("tc").weaker(0.5).sample(smooth_digits(1).expand(3000, 28, 28), generator())
+    assert params.patch_donor.shape == (3000, 3)
+    assert params.shift_px.amin(0).tolist() == [8, 8]
+    assert params.shift_px.amax(0).tolist() == [24, 24]
+
+
 class NoReadBack(TorchDispatchMode):
     """Fails on what makes the host wait for the device: reading a value, or a shape that depends on values."""
 

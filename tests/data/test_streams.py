@@ -30,6 +30,24 @@ def test_a_distorted_batch_is_the_distortion_of_the_drawn_digits():
 
 
 @pytest.mark.parametrize("kind", [DistortedDigits, AddedDigits])
+def test_the_distortion_grows_for_a_share_of_the_training(kind):
+    plain, growing = (kind(distortion("rts"), digits(50), digits(30), ramp) for ramp in (0.0, 0.5))
+
+    def images(stream, progress):
+        stream.progress = progress
+        return stream.draw(16, torch.Generator().manual_seed(0)).images
+
+    assert torch.equal(images(plain, 0.0), images(plain, 1.0))
+    for progress, weaker in ((0.0, 0.0), (0.25, 0.5)):
+        weak = kind(distortion("rts").weaker(weaker), digits(50), digits(30))
+        assert torch.equal(images(growing, progress), images(weak, progress))
+    for progress in (0.5, 1.0):
+        assert torch.equal(images(growing, progress), images(plain, progress))
+    growing.progress = 0.0
+    assert torch.equal(growing.test_batch(0, 0).images, plain.test_batch(0, 0).images)
+
+
+@pytest.mark.parametrize("kind", [DistortedDigits, AddedDigits])
 def test_test_batches_depend_on_draw_and_start_alone(kind):
     first, again = stream(kind).test_batch(0, 0), stream(kind).test_batch(0, 0)
     assert torch.equal(first.images, again.images)

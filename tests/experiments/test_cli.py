@@ -214,8 +214,8 @@ def test_a_bug_is_not_taken_for_the_users_error():
         ),
         (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
         (
-            ["experiments.reproduce", "table=table4", "protocol=modern"],
-            "this protocol says nothing about addition tasks; allowed: protocol=fast, paper, quick, smoke",
+            ["experiments.reproduce", "table=table2", "protocol=modern"],
+            "this protocol says nothing about svhn tasks; allowed: protocol=fast, paper, part, quick, smoke",
         ),
     ],
 )
@@ -293,6 +293,16 @@ def test_variants_differ_by_setting_and_agree_over_seeds():
     ]
     assert len(set(names)) == 3
     assert name("protocol.mnist.optimiser.lr=0.1", "seed=4") == names[0]
+
+
+def test_a_setting_younger_than_the_records_leaves_their_hash_as_it_was():
+    """None of the distortion's growth or of the labels' smoothing is what all runs before them had."""
+    plain = of(*CELL, "protocol=fast")
+    assert plain.recipe.keys() > {"label_smoothing", "distortion_ramp"}
+    assert plain.config["recipe"].keys().isdisjoint({"label_smoothing", "distortion_ramp"})
+    changed = of(*CELL, "protocol=fast", "protocol.mnist.distortion_ramp=0.3")
+    assert changed.config["recipe"] == plain.config["recipe"] | {"distortion_ramp": 0.3}
+    assert changed.protocol_note == f"{plain.protocol_note}; but distortion_ramp=0.3"
 
 
 def test_the_note_of_a_variant_ends_with_what_it_departs_in():

@@ -83,7 +83,7 @@ def test_a_file_is_called_what_it_defines(path):
 def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_paper(protocol):
     content = yaml.safe_load((CONF / "protocol" / f"{protocol}.yaml").read_text())
     assert all(len(note.splitlines()) == 1 for note in content["notes"].values())
-    some = {"modern": {"mnist"}, "part": {"svhn", "cub", "cub_coloc"}}
+    some = {"modern": {"mnist", "addition"}, "part": {"svhn", "cub", "cub_coloc"}}
     families = some.get(protocol, set(FAMILIES))
     assert content["notes"].keys() == families
     assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of", "localiser_lr_multiplier_of"}
@@ -111,6 +111,8 @@ def test_the_papers_protocol_has_the_papers_numbers():
         "padding": "zeros",
         "antialias": False,
         "test_draws": 10,
+        "label_smoothing": 0,
+        "distortion_ramp": 0,
     }
 
 
@@ -172,8 +174,9 @@ def test_table_5_has_the_papers_numbers():
     assert [reference[f"digit{k}"]["coloc_tc"] for k in range(10)] == [81, 82, 88, 75, 94, 84, 93, 85, 89, 87]
 
 
-def test_modern_is_the_papers_networks_in_a_tenth_of_its_steps():
-    modern, paper = (composed("mnist_r", "st_cnn_tps", protocol).recipe for protocol in ("modern", "paper"))
+@pytest.mark.parametrize("task", [*MNIST, "addition"])
+def test_modern_is_the_papers_networks_in_a_tenth_of_its_steps(task):
+    modern, paper = (composed(task, "cnn", protocol).recipe for protocol in ("modern", "paper"))
     assert 10 * modern["steps"] <= paper["steps"]
     assert [modern[k] for k in ("budget_fraction", "batch_size")] == [
         paper[k] for k in ("budget_fraction", "batch_size")

@@ -13,7 +13,7 @@ from stn.data.mnist import Digits
 from stn.data.seeds import stream_seed
 from stn.families import build
 from stn.families.mnist import Recipe
-from stn.tasks.classification import Classification
+from stn.tasks.classification import Classification, cross_entropy
 from stn.tasks.recipe import Sgd
 from stn.tasks.training import CHUNK_STEPS, computing
 from stn.validation import checked
@@ -151,6 +151,32 @@ def test_chunks_of_steps_are_bit_for_bit_a_plain_loop(module_of, model, recipe):
     fit(module)
     assert module.steps_done == steps == module.curve["step"][-1]
     assert_equal(module.net, net, rtol=0, atol=0)
+
+
+def test_labels_are_smoothed_in_training_alone(module_of):
+    """A share of each label is spread over all ten classes (Szegedy et al. 2016, Sect. 7)."""
+    module = module_of(steps=1, optimiser=SGD | {"lr": 0.0}, schedule=STEP, label_smoothing=0.2)
+    ((images, labels),) = batches(module)
+    wanted = 0.8 * F.one_hot(labels, 10) + 0.2 / 10
+    loss = -(wanted * plain_net(module)(images).log_softmax(1)).sum(1).mean()
+    assert fit(module).curve["train/loss"] == [pytest.approx(loss.item(), rel=1e-5)]
+    assert cross_entropy(torch.zeros(2, 10), torch.tensor([3, 4])).item() == pytest.approx(math.log(10))
+
+
+def test_the_stream_is_told_how_much_of_the_training_is_done(module_of):
+    module, told = module_of(steps=2 * CHUNK_STEPS, distortion_ramp=1.0), []
+    draw = module.stream.draw
+    module.stream.draw = lambda n, generator: told.append(module.stream.progress) or draw(n, generator)
+    fit(module)
+    assert told == CHUNK_STEPS * [0.0] + CHUNK_STEPS * [0.5]
+    first, second = (torch.stack([images for images, _ in half]) for half in halves(module.drawn))
+    upright = module.stream.train.images.unsqueeze(1) / 255
+    assert all((image - upright).abs().amax((1, 2, 3)).min() < 1e-4 for image in first[0])
+    assert not all((image - upright).abs().amax((1, 2, 3)).min() < 1e-4 for image in second[0])
+
+
+def halves(items):
+    return items[: len(items) // 2], items[len(items) // 2 :]
 
 
 def test_the_curve_has_the_mean_loss_and_error_of_every_chunk(module_of):

@@ -32,7 +32,7 @@ def group(toy_mnist, settings_of):
 
         return [
             settings("mnist_r"),
-            settings("mnist_p", "seed=1", optimiser={"lr": 0.002}, localiser_lr_multiplier=0.5),
+            settings("mnist_p", "seed=1", optimiser={"lr": 0.002}, localiser_lr_multiplier=0.5, label_smoothing=0.1),
             settings("mnist_e", optimiser=SGD | {"lr": 0.02}, schedule=STEP | {"every": 60}),
         ]
 
@@ -177,6 +177,7 @@ def test_what_a_stack_may_differ_in(settings_of):
         return stack_key(settings_of(task, model, *overrides, **recipe))
 
     assert key() == key("mnist_p", "st_fcn_affine", "seed=3") == key(optimiser=SGD, localiser_lr_multiplier=2.0)
+    assert key() == key(label_smoothing=0.1, distortion_ramp=0.3)
     others = [
         key(model="fcn"),
         key("mnist_rts"),

@@ -1,6 +1,7 @@
 """TC (Sect. 4.1, App. A.2, A.4): a digit somewhere on a black canvas, among patches of other digits."""
 
-from typing import NamedTuple
+import copy
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -37,16 +38,24 @@ class Clutter:
         self.paste = paste
         self.canvas = (int(canvas), int(canvas))
         self.n_patches = int(n_patches)
+        self.room_px = self.canvas[0] - DIGIT_PX  # in which the digit's square is moved, about the middle
         self.patch_px = int(patch_px)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.apply(images, self.sample(images, generator))
 
+    def weaker(self, share: float) -> Self:
+        """The same with `share` of the room and of the patches: with 0 the digit alone, in the middle."""
+        weak = copy.copy(self)
+        weak.room_px, weak.n_patches = round(share * self.room_px), round(share * self.n_patches)
+        return weak
+
     def sample(self, images: Tensor, generator: torch.Generator) -> ClutterParams:
         n, p, device = len(images), self.n_patches, images.device
         if p and n < 2:
             raise ValueError("tc: a batch of one image has no other digits to cut patches from")
-        shift_px = integers(generator, (n, 2), 0, self.canvas[0] - DIGIT_PX, device)
+        nearest = (self.canvas[0] - DIGIT_PX - self.room_px) // 2
+        shift_px = integers(generator, (n, 2), nearest, nearest + self.room_px, device)
         ahead = integers(generator, (n, p), 1, max(n - 1, 1), device)
         donor = (torch.arange(n, device=device)[:, None] + ahead) % n
         cut_px = integers(generator, (n, p, 2), 0, DIGIT_PX - self.patch_px, device)

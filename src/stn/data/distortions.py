@@ -8,8 +8,9 @@ y down. Parameters are drawn on the generator's device and then moved, so that a
 on every device. Nothing is read back to the host: with a CUDA generator a call can be captured in a CUDA graph.
 """
 
+import copy
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +45,20 @@ class GridDistortion:
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.apply(images, self.sample(images, generator))
 
+    def weaker(self, share: float) -> Self:
+        """The same with the range of every random number `share` times as wide about what changes nothing.
+
+        With 1 it is this distortion, with 0 the digit stays as it is, in the middle of the canvas.
+        """
+        weak = copy.copy(self)
+        for name, value in self._ranges(share).items():
+            setattr(weak, name, value)
+        return weak
+
+    def _ranges(self, share: float) -> dict:
+        """The attributes of the ranges, `share` times as wide."""
+        raise NotImplementedError
+
     def apply(self, images: Tensor, params: NamedTuple) -> Tensor:
         return read_at(unit_interval(images), self.grid(params)).clamp_(0, 1)
 
@@ -74,9 +89,14 @@ class Rotation(AffineDistortion):
         rotation_deg = uniform(generator, (len(images),), -r, r, images.device)
         return SimilarityParams(rotation_deg, torch.ones_like(rotation_deg), rotation_deg.new_zeros(len(images), 2))
 
+    def _ranges(self, share: float) -> dict:
+        return {"rotation_deg": share * self.rotation_deg}
+
 
 class Similarity(AffineDistortion):
     """A rotation, a scale and a place on a larger canvas; where, a subclass says."""
+
+    room = 1.0  # of the places that the subclass allows, about the middle one
 
     def __init__(self, rotation_deg: float = 45.0, scale: tuple[float, float] = (0.7, 1.2), canvas: int = 42):
         self.rotation_deg = float(rotation_deg)
@@ -87,11 +107,15 @@ class Similarity(AffineDistortion):
         n, device = len(images), images.device
         rotation_deg = uniform(generator, (n,), -self.rotation_deg, self.rotation_deg, device)
         scale = uniform(generator, (n,), *self.scale, device)
-        place = uniform(generator, (n, 2), -0.5, 0.5, device)
+        place = uniform(generator, (n, 2), -self.room / 2, self.room / 2, device)
         return SimilarityParams(rotation_deg, scale, self.shift_px(place, images, rotation_deg, scale))
 
+    def _ranges(self, share: float) -> dict:
+        scale = _about_one(self.scale, share)
+        return {"rotation_deg": share * self.rotation_deg, "scale": scale, "room": share * self.room}
+
     def shift_px(self, place: Tensor, images: Tensor, rotation_deg: Tensor, scale: Tensor) -> Tensor:
-        """Where the centre of the digit's square goes, from the canvas's; `place` is uniform in [-0.5, 0.5]²."""
+        """Where the centre of the digit's square goes, from the canvas's; `place` is uniform, at most in [-0.5, 0.5]²."""
         raise NotImplementedError
 
 
@@ -148,6 +172,9 @@ class PointDistortion(GridDistortion):
             normal(generator, (n, self.n_points, 2), self.sigma_px, device),
         )
 
+    def _ranges(self, share: float) -> dict:
+        return {"scale": _about_one(self.scale, share), "sigma_px": share * self.sigma_px}
+
 
 class Projective(PointDistortion):
     """P: scale U(0.75, 1), then each corner of the digit's square moved by N(0, σ) in x and in y.
@@ -188,6 +215,10 @@ def distortion(name: str, **settings) -> GridDistortion | Clutter:
     if name not in DISTORTIONS:
         raise ValueError(f"distortion must be one of {tuple(DISTORTIONS)}, got {name!r}")
     return DISTORTIONS[name](**settings)
+
+
+def _about_one(scale: tuple[float, float], share: float) -> tuple[float, float]:
+    return tuple(1 + share * (end - 1) for end in scale) if share < 1 else scale
 
 
 def _cos_sin(rotation_deg: Tensor) -> tuple[Tensor, Tensor]:

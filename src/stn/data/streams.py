@@ -32,7 +32,8 @@ class Stream:
     """Images of one split for training and of another for the test.
 
     `shape` (C, *size) of an image; `classes` of a label; `n_test` images, of which `test_batch_size` make a batch;
-    `guessing_loss`: of a net that knows how frequent each class is and nothing else.
+    `guessing_loss`: of a net that knows how frequent each class is and nothing else; `progress`: how much of the
+    training is done, in [0, 1], as it is told before every chunk of steps.
     Training batches are drawn with replacement from the generator; test batches depend on (draw, start) alone, so that
     every model, seed and device sees the same pictures.
     """
@@ -41,6 +42,7 @@ class Stream:
     classes: int
     test_batch_size = TEST_BATCH
     device = torch.device("cpu")
+    progress = 1.0
 
     @property
     def n_test(self) -> int:
@@ -97,18 +99,28 @@ class DigitStream(Stream):
 
 
 class DistortedDigits(DigitStream):
-    """One distorted digit per image: the columns of Table 1."""
+    """One distorted digit per image: the columns of Table 1.
 
-    def __init__(self, distortion, train: Digits, test: Digits) -> None:
+    For the share `ramp` of the training the distortion grows from none to its full strength.
+    """
+
+    def __init__(self, distortion, train: Digits, test: Digits, ramp: float = 0.0) -> None:
         super().__init__(train, test)
-        self.distortion = distortion
+        self.distortion, self.ramp = distortion, ramp
         self.shape = (self.channels, *distortion.canvas)
 
-    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
-        parameters = self.distortion.sample(digits, generator)
-        turned = getattr(self.distortion, "src_from_out", None)
+    def draw(self, n: int, generator: torch.Generator) -> Batch:
+        index = self._choose(n, generator)
+        grown = self.progress >= self.ramp
+        distortion = self.distortion if grown else self.distortion.weaker(self.progress / self.ramp)
+        return self._distorted(self.train.images[index], self.train.labels[index], generator, distortion)
+
+    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator, distortion=None) -> Batch:
+        distortion = distortion or self.distortion
+        parameters = distortion.sample(digits, generator)
+        turned = getattr(distortion, "src_from_out", None)
         src_from_out = turned(parameters)[:, None] if turned else None
-        return Batch(self.distortion.apply(digits, parameters), labels, labels[:, None], src_from_out)
+        return Batch(distortion.apply(digits, parameters), labels, labels[:, None], src_from_out)
 
 
 class AddedDigits(DistortedDigits):
@@ -127,12 +139,10 @@ class AddedDigits(DistortedDigits):
         first, partners = super()._test_digits(draw, start), torch.randperm(self.n_test, generator=generator)
         return torch.stack([first, partners[first]], dim=1)
 
-    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator) -> Batch:
+    def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator, distortion=None) -> Batch:
         """digits (N, 2, 28, 28), labels (N, 2): all 2 N digits are distorted in one go."""
-        flat = digits.flatten(0, 1)
-        parameters = self.distortion.sample(flat, generator)
-        images = self.distortion.apply(flat, parameters).view(-1, *self.shape)
-        src_from_out = self.distortion.src_from_out(parameters).unflatten(0, (-1, 2))
+        flat = super()._distorted(digits.flatten(0, 1), labels.flatten(), generator, distortion)
+        images, src_from_out = flat.images.view(-1, *self.shape), flat.src_from_out.view(-1, 2, 2, 3)
         return Batch(images, labels.sum(1), labels, src_from_out)
 
 

@@ -12,7 +12,7 @@ from stn.nets.budget import build_within_budget
 from stn.nets.mnist import Architecture
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings, made
 from stn.tasks.classification import Classification
-from stn.tasks.recipe import ClassificationRecipe, Padding
+from stn.tasks.recipe import ClassificationRecipe, Padding, Share
 from stn.tasks.warp_statistics import WarpStatistics
 
 DATA = ("real",)
@@ -37,12 +37,16 @@ class Model(ModelSettings):
 
 
 class Recipe(ClassificationRecipe):
-    """`budget_fraction`: how much of the task's parameter budget every network has; 1 but in the short protocols."""
+    """`budget_fraction`: how much of the task's parameter budget every network has; 1 but in the short protocols.
+
+    `distortion_ramp`: the share of the training in which the distortion grows from none to its full strength.
+    """
 
     budget_fraction: float = Field(gt=0, le=1)
     padding: Padding
     antialias: bool
     test_draws: PositiveInt
+    distortion_ramp: Share = 0.0
 
 
 def prepare(run: RunSettings) -> None:
@@ -65,7 +69,7 @@ def network(experiment: Experiment) -> Network:
 def build(run: RunSettings) -> Built:
     task, _, recipe = run.read(Task, Model, Recipe)
     net, widths, _ = seeded_network(run)
-    stream = STREAMS[task.stream](distortion(**task.distortion), *splits(run))
+    stream = STREAMS[task.stream](distortion(**task.distortion), *splits(run), recipe.distortion_ramp)
     module = Classification(net, stream, recipe, run.seed, WarpStatistics, recipe.test_draws)
     return Built(module, widths, dict(MNIST_MD5))
 

@@ -9,7 +9,7 @@ from stn.families import family, network
 from stn.settings import RunSettings
 
 # In these, recipes of one stack may differ: they change numbers, not the program.
-FREE = ("optimiser", "schedule", "localiser_lr_multiplier", "test_draws")
+FREE = ("optimiser", "schedule", "localiser_lr_multiplier", "label_smoothing", "distortion_ramp", "test_draws")
 
 # More replicas in one program save nothing: the device is busy by then.
 MAX_REPLICAS = 12

@@ -48,6 +48,10 @@ class Classification(Training):
         super().setup(stage)
         self.stream.to(self.device)
 
+    def begin_chunk(self) -> int:
+        self.stream.progress = self.steps_done / self.recipe.steps
+        return super().begin_chunk()
+
     def draw_batch(self) -> Batch:
         """The next training batch."""
         return self.stream.draw(self.recipe.batch_size, self.generator)
@@ -55,7 +59,11 @@ class Classification(Training):
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         batch = self.slice.of(self.draw_batch())
         logits = self.net(batch.images)
-        return cross_entropy(logits, batch.labels), (logits.detach(), batch.labels)
+        return self.loss(logits, batch.labels), (logits.detach(), batch.labels)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What training makes small."""
+        return cross_entropy(logits, labels, self.recipe.label_smoothing)
 
     def chunk_metrics(self, outcomes: list) -> dict[str, float]:
         logits, labels = (torch.stack(column) for column in zip(*outcomes, strict=True))
@@ -118,14 +126,15 @@ class Classification(Training):
         return None
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the images, summed over the labels of an image.
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean over the images, summed over the labels of an image; `smoothing` of a label is spread over all classes.
 
     Shapes: logits (N, classes), labels (N,); or (N, K, classes), (N, K).
     """
     if labels.ndim == 1:
-        return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten()) * labels.shape[1]
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    per_label = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
+    return per_label * labels.shape[1]
 
 
 def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:

@@ -108,9 +108,10 @@ class Recipe(Checked):
 
 
 class ClassificationRecipe(Recipe):
-    """A net of which only a part says where to look."""
+    """A net of which only a part says where to look. `label_smoothing`: of the loss in training (Szegedy et al. 2016)."""
 
     localiser_lr_multiplier: NonNegativeFloat
+    label_smoothing: Share = 0.0
 
     def lr_of(self, part: Literal["localiser", "rest"]) -> float:
         return self.optimiser.lr * (self.localiser_lr_multiplier if part == "localiser" else 1)
