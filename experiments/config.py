@@ -49,7 +49,7 @@ def of_run(config: DictConfig) -> dict:
 def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
     """Raises: ValueError where the protocol differs from `plain` in something that does not concern this run."""
     cell = (run.task.name, run.model.name)
-    its = [[run.task.family], ["notes", run.task.family], ["steps_of", *cell], ["localiser_lr_multiplier_of", *cell]]
+    its = [[run.task.family], ["notes", run.task.family], ["steps_of", *cell]]
     changed, usual = flat(composed["protocol"]), flat(plain["protocol"])
     for path in (name.split(".") for name in changed | usual if changed.get(name) != usual.get(name)):
         if not any(path[: len(own)] == own[: len(path)] for own in its):

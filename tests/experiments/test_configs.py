@@ -86,10 +86,10 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
     some = {"modern": {"mnist", "addition"}, "part": {"svhn", "cub", "cub_coloc"}}
     families = some.get(protocol, set(FAMILIES))
     assert content["notes"].keys() == families
-    assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of", "localiser_lr_multiplier_of"}
-    by_task = [item for name in ("steps_of", "localiser_lr_multiplier_of") for item in content.get(name, {}).items()]
-    assert {task for task, _ in by_task} <= set(options("task"))
-    of_models = [by_model for _, by_model in by_task if isinstance(by_model, dict)]  # else of all models
+    assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of"}
+    by_task = content.get("steps_of", {})
+    assert by_task.keys() <= set(options("task"))
+    of_models = [by_model for by_model in by_task.values() if isinstance(by_model, dict)]  # else of all models
     assert all(by_model.keys() <= set(options("model")) for by_model in of_models)
     paper = yaml.safe_load((CONF / "protocol" / "paper.yaml").read_text())
     for family in families:
