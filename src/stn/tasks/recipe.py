@@ -108,7 +108,10 @@ class Recipe(Checked):
 
 
 class ClassificationRecipe(Recipe):
-    """A net of which only a part says where to look. `label_smoothing`: of the loss in training (Szegedy et al. 2016)."""
+    """A net of which only a part says where to look.
+
+    `label_smoothing`: the share of a label that is spread over all classes in training (Szegedy et al. 2016, Sect. 7).
+    """
 
     localiser_lr_multiplier: NonNegativeFloat
     label_smoothing: Share = 0.0
