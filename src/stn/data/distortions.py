@@ -115,7 +115,7 @@ class Similarity(AffineDistortion):
         return {"rotation_deg": share * self.rotation_deg, "scale": scale, "room": share * self.room}
 
     def shift_px(self, place: Tensor, images: Tensor, rotation_deg: Tensor, scale: Tensor) -> Tensor:
-        """Where the centre of the digit's square goes, from the canvas's; `place` is uniform, within ±0.5 in x and y."""
+        """Where the centre of the digit's square goes, from the canvas's; `place` is uniform within ±0.5."""
         raise NotImplementedError
 
 
