@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from stn.results import figures, warp_figures
-from stn.results.sheets import Panel, write_sheet
+from stn.results.sheets import Layout, Panel, write_sheet
 from stn.results.tables import load_table, table_cells
 from stn.results.warp_figures import Warp
 
@@ -48,6 +48,17 @@ def test_the_marked_edge_is_the_outputs_top(tmp_path, degrees, side):
     centre = {"top": (0.13, 0.5), "bottom": (0.87, 0.5), "left": (0.5, 0.13), "right": (0.5, 0.87)}[side]
     # the outermost pixel centres lie (1/6 + 0.5/28) / (1 + 2/6) = 0.138 of the panel from its border
     assert (rows.mean() / 169, columns.mean() / 169) == pytest.approx(centre, abs=0.03)
+
+
+@pytest.mark.parametrize("label", ["input", "st_cnn_projective\n17° of 52°", 3 * "st_cnn_projective"])
+def test_a_label_is_on_the_sheet_whole(tmp_path, label):
+    path = write_sheet(tmp_path / "sheet.png", [[Panel(np.zeros((28, 28)))] * 11], "", Layout([label]))
+    dark = imread(path)[..., :3].min(-1) < 0.8
+    inked = np.nonzero(dark.any(0))[0]
+    assert 3 <= inked[0]
+    assert dark.shape[1] - inked[-1] >= 3
+    panels = np.nonzero(dark.all(0) | (dark.mean(0) > 0.3))[0]
+    assert inked[inked < panels[0]].max() < panels[0] - 3
 
 
 def test_figures_are_made_and_repeat(tmp_path, record, small_table):

@@ -11,13 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from PIL import Image
 
 DPI = 100
 WIDTH_INCHES = 9.0  # at 100 dpi the width of a README
 MAX_PANEL_INCHES = 1.7
 TITLE_INCHES, CAPTION_INCHES, LABEL_INCHES, LEGEND_INCHES = 0.35, 0.2, 0.85, 0.35
-GAP_INCHES, GROUP_GAP_INCHES = 0.06, 0.25
+GAP_INCHES, GROUP_GAP_INCHES, LABEL_GAP_INCHES = 0.06, 0.25, 0.08
 TITLE_SIZE, LABEL_SIZE = 10, 8
 OUTSIDE = "#d7dbe0"  # of a panel that shows more than its image
 GIF_COLOURS = 48  # greys and a few hues
@@ -101,10 +102,15 @@ def _pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _widest_inches(labels: Sequence[str]) -> float:
+    lines = [line for label in labels for line in label.splitlines() if line.strip()]
+    return max((TextPath((0, 0), line, size=LABEL_SIZE).get_extents().width / 72 for line in lines), default=0.0)
+
+
 def _figure(lines: Sequence[Sequence[Panel]], title: str, layout: Layout) -> Figure:
     """Every length in inches, and the figure just as large as its panels need."""
     columns = max(map(len, lines))
-    left = LABEL_INCHES if layout.labels else GAP_INCHES
+    left = max(LABEL_INCHES, _widest_inches(layout.labels) + 2 * LABEL_GAP_INCHES) if layout.labels else GAP_INCHES
     gaps = [GROUP_GAP_INCHES if layout.group and j % layout.group == 0 else GAP_INCHES for j in range(1, columns)]
     panel = min((WIDTH_INCHES - left - sum(gaps) - GAP_INCHES) / columns, MAX_PANEL_INCHES)
     lefts = left + np.concatenate([[0.0], np.cumsum([panel + gap for gap in gaps])])
@@ -120,7 +126,7 @@ def _figure(lines: Sequence[Sequence[Panel]], title: str, layout: Layout) -> Fig
         for x, content in zip(lefts, line, strict=False):
             _draw(figure.add_axes((x / width, (top - panel) / height, panel / width, panel / height)), content)
         if layout.labels:
-            place = (LABEL_INCHES - 0.08) / width, (top - panel / 2) / height
+            place = (left - LABEL_GAP_INCHES) / width, (top - panel / 2) / height
             figure.text(*place, layout.labels[i], ha="right", va="center", fontsize=LABEL_SIZE)
         top -= panel + GAP_INCHES
     if layout.legend:
