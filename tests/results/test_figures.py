@@ -55,7 +55,7 @@ def test_a_label_is_on_the_sheet_whole(tmp_path, label):
     path = write_sheet(tmp_path / "sheet.png", [[Panel(np.zeros((28, 28)))] * 11], "", Layout([label]))
     dark = imread(path)[..., :3].min(-1) < 0.8
     inked = np.nonzero(dark.any(0))[0]
-    assert 3 <= inked[0]
+    assert inked[0] >= 3
     assert dark.shape[1] - inked[-1] >= 3
     panels = np.nonzero(dark.all(0) | (dark.mean(0) > 0.3))[0]
     assert inked[inked < panels[0]].max() < panels[0] - 3
