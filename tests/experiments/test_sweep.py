@@ -91,7 +91,7 @@ def test_every_trial_is_a_run_with_a_record_and_the_table_says_what_these_say(ca
         assert (folder / plot).read_bytes().startswith(b"\x89PNG")
     command = re.search(r"experiments.train (.*)", said)[1].split()
     best = min(found, key=lambda record: record["metrics"]["heldout/error_pct"])
-    assert compose_run(command).recipe == best["config"]["recipe"]
+    assert compose_run(command).config["recipe"] == best["config"]["recipe"]
     assert compose_run(command).evaluate == "test"
 
 

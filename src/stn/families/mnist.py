@@ -39,6 +39,7 @@ class Model(ModelSettings):
 class Recipe(ClassificationRecipe):
     """`budget_fraction`: how much of the task's parameter budget every network has; 1 but in the short protocols.
 
+    `label_smoothing`: the share of a label that is spread over all classes in training (Szegedy et al. 2016, Sect. 7).
     `distortion_ramp`: the share of the training in which the distortion grows from none to its full strength.
     """
 
@@ -46,6 +47,7 @@ class Recipe(ClassificationRecipe):
     padding: Padding
     antialias: bool
     test_draws: PositiveInt
+    label_smoothing: Share = 0.0
     distortion_ramp: Share = 0.0
 
 
@@ -70,7 +72,8 @@ def build(run: RunSettings) -> Built:
     task, _, recipe = run.read(Task, Model, Recipe)
     net, widths, _ = seeded_network(run)
     stream = STREAMS[task.stream](distortion(**task.distortion), *splits(run), recipe.distortion_ramp)
-    module = Classification(net, stream, recipe, run.seed, WarpStatistics, recipe.test_draws)
+    smoothing = recipe.label_smoothing
+    module = Classification(net, stream, recipe, run.seed, WarpStatistics, recipe.test_draws, smoothing)
     return Built(module, widths, dict(MNIST_MD5))
 
 

@@ -20,7 +20,7 @@ MIN_GRID_INSIDE = 0.05
 class Classification(Training):
     """Trains `net` (N, C, H, W) -> logits (N, classes), or (N, K, classes) for K labels per image, on `stream`.
 
-    A test that is random is drawn `test_draws` times.
+    A test that is random is drawn `test_draws` times. `label_smoothing`: see `cross_entropy`; of training alone.
     An image counts as wrong when any of its K labels is. A net with a method `observe`, image -> (logits, what each of
     its spatial transformers did), has that summed up over the test by `statistics()`: an object with
     `add(warps, batch)`, `summary()` and `look(warps, batch, summary)`, which shows some.
@@ -34,11 +34,13 @@ class Classification(Training):
         seed: int,
         statistics: Callable | None = None,
         test_draws: int = 1,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(net, recipe, seed)
         self.stream = stream
         self.statistics = statistics if hasattr(net, "observe") else None
         self.test_draws = test_draws
+        self.label_smoothing = label_smoothing
 
     @property
     def n_test(self) -> int:
@@ -59,11 +61,8 @@ class Classification(Training):
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         batch = self.slice.of(self.draw_batch())
         logits = self.net(batch.images)
-        return self.loss(logits, batch.labels), (logits.detach(), batch.labels)
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What training makes small."""
-        return cross_entropy(logits, labels, self.recipe.label_smoothing)
+        loss = cross_entropy(logits, batch.labels, self.label_smoothing)
+        return loss, (logits.detach(), batch.labels)
 
     def chunk_metrics(self, outcomes: list) -> dict[str, float]:
         logits, labels = (torch.stack(column) for column in zip(*outcomes, strict=True))

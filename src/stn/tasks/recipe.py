@@ -108,13 +108,9 @@ class Recipe(Checked):
 
 
 class ClassificationRecipe(Recipe):
-    """A net of which only a part says where to look.
-
-    `label_smoothing`: the share of a label that is spread over all classes in training (Szegedy et al. 2016, Sect. 7).
-    """
+    """A net of which only a part says where to look."""
 
     localiser_lr_multiplier: NonNegativeFloat
-    label_smoothing: Share = 0.0
 
     def lr_of(self, part: Literal["localiser", "rest"]) -> float:
         return self.optimiser.lr * (self.localiser_lr_multiplier if part == "localiser" else 1)

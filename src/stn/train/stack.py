@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from stn.tasks.classification import Classification
+from stn.tasks.classification import Classification, cross_entropy
 from stn.tasks.training import computing
 
 
@@ -82,8 +82,9 @@ class Stack(pl.LightningModule):
         batches = [replica.draw_batch() for replica in self.replicas]
         with computing(self.replicas[0].precision, self.device):
             logits = self(torch.stack([batch.images for batch in batches]))
-            ours = zip(self.replicas, logits, batches, strict=True)
-            loss = torch.stack([replica.loss(y, batch.labels) for replica, y, batch in ours])
+            smoothing = [replica.label_smoothing for replica in self.replicas]
+            labels = [batch.labels for batch in batches]
+            loss = torch.stack([cross_entropy(*each) for each in zip(logits, labels, smoothing, strict=True)])
         for optimiser in optimisers:
             optimiser.zero_grad()
         loss.sum().backward()
