@@ -177,6 +177,7 @@ class RunSettings(Experiment):
 
 
 def unusual(settings: dict[str, JsonValue], usual: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Those of the settings that differ from what `usual` says of them."""
     return {name: value for name, value in settings.items() if name not in usual or usual[name] != value}
 
 
