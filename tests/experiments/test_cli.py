@@ -183,9 +183,10 @@ def test_a_setting_that_the_run_does_not_read_is_refused(toy_mnist, override, na
     assert named in line_of("train", lambda: build(of(*CELL, override)))
 
 
-def test_the_steps_of_another_cell_are_refused(toy_mnist):
-    overrides = ("protocol=modern", "protocol.steps_of.mnist_tc.cnn=3")
-    assert "protocol.steps_of.mnist_tc.cnn: " in line_of("train", lambda: build(of(*CELL, *overrides)))
+@pytest.mark.parametrize("name", ["steps_of.mnist_tc.cnn", "batch_of.cnn"])
+def test_a_setting_of_another_cell_is_refused(toy_mnist, name):
+    overrides = ("task=mnist_r", "model=fcn", "protocol=modern", f"protocol.{name}=3")
+    assert f"protocol.{name}: " in line_of("train", lambda: build(of(*overrides)))
 
 
 def test_a_protocol_can_be_given_another_optimiser_and_schedule():

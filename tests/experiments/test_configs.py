@@ -86,7 +86,8 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
     some = {"modern": {"mnist", "addition"}, "part": {"svhn", "cub", "cub_coloc"}}
     families = some.get(protocol, set(FAMILIES))
     assert content["notes"].keys() == families
-    assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of"}
+    assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of", "batch_of"}
+    assert content.get("batch_of", {}).keys() <= {"fcn", "cnn"}
     by_task = content.get("steps_of", {})
     assert by_task.keys() <= set(options("task"))
     of_models = [by_model for by_model in by_task.values() if isinstance(by_model, dict)]  # else of all models
@@ -174,13 +175,21 @@ def test_table_5_has_the_papers_numbers():
     assert [reference[f"digit{k}"]["coloc_tc"] for k in range(10)] == [81, 82, 88, 75, 94, 84, 93, 85, 89, 87]
 
 
-@pytest.mark.parametrize("task", [*MNIST, "addition"])
-def test_modern_is_the_papers_networks_in_a_tenth_of_its_steps(task):
-    modern, paper = (composed(task, "cnn", protocol).recipe for protocol in ("modern", "paper"))
-    assert 10 * modern["steps"] <= paper["steps"]
-    assert [modern[k] for k in ("budget_fraction", "batch_size")] == [
-        paper[k] for k in ("budget_fraction", "batch_size")
-    ]
+@pytest.mark.parametrize(
+    ("model", "batch_size"), [("fcn", 256), ("st_fcn_affine", 256), ("cnn", 128), ("st_cnn_affine", 128)]
+)
+@pytest.mark.parametrize("task", MNIST)
+def test_modern_is_the_papers_networks_in_at_most_a_tenth_of_its_images(task, model, batch_size):
+    modern, paper = (composed(task, model, protocol).recipe for protocol in ("modern", "paper"))
+    assert modern["batch_size"] == batch_size
+    assert 10 * modern["steps"] * batch_size <= paper["steps"] * paper["batch_size"]
+    assert modern["budget_fraction"] == paper["budget_fraction"]
+
+
+@pytest.mark.parametrize(("model", "batch_size"), [("fcn", 256), ("st2_fcn_tps", 256), ("cnn", 128)])
+def test_modern_is_the_same_for_addition(model, batch_size):
+    recipe = composed("addition", model, "modern").recipe
+    assert (recipe["steps"], recipe["batch_size"]) == (15000, batch_size)
 
 
 @pytest.mark.parametrize(("task", "n_patches"), [("coloc_t", 0), ("coloc_tc", 16)])
