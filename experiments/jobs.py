@@ -18,17 +18,15 @@ def train_all(
 
     `settings`: stack, device, launcher and workers. `listed`: as in `train_stack`.
     """
-    import torch
-
     from stn.families import prepare
     from stn.many.cost import run_cost
     from stn.many.grouping import stacked, stacks
     from stn.many.pool import train_stack
+    from stn.train.provenance import uses_cuda
 
     for run in todo:
         prepare(run)
-    on_cpu = settings["device"] == "cpu" or not torch.cuda.is_available()
-    costs = {run.key: run_cost(run, on_cpu) for run in todo}
+    costs = {run.key: run_cost(run, on_cpu=not uses_cuda(settings["device"])) for run in todo}
     longest_first = sorted(todo, key=lambda run: (run.seed, -costs[run.key]))
     jobs = stacks(longest_first, stacked(settings["stack"], settings["device"], settings["launcher"]))
     loads = [

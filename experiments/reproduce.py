@@ -68,9 +68,9 @@ def _estimate(todo: list[RunSettings], settings: dict) -> str:
     import torch
 
     from stn.many.cost import run_cost
-    from stn.train.provenance import device_name, instructions
+    from stn.train.provenance import device_name, instructions, uses_cuda
 
-    cuda = settings["device"] != "cpu" and torch.cuda.is_available()
+    cuda = uses_cuda(settings["device"])
     device = device_name(torch.device("cuda" if cuda else "cpu"))
     has = None if cuda else instructions()
 

@@ -7,6 +7,7 @@ import torch
 
 from stn.families import family, network
 from stn.settings import RunSettings
+from stn.train.provenance import uses_cuda
 
 # In these, recipes of one stack may differ: they change numbers, not the program.
 FREE = ("optimiser", "schedule", "localiser_lr_multiplier", "label_smoothing", "distortion_ramp", "test_draws")
@@ -23,7 +24,7 @@ def stacked(stack: bool | str, device: str, launcher: dict) -> bool:
     if stack != "auto" or device == "cpu":
         return stack is True
     if launcher["name"] == "local":
-        return torch.cuda.is_available()
+        return uses_cuda(device)
     asked = launcher.get("resources") or launcher.get("parameters") or {}
     return any(value for name, value in asked.items() if "gpu" in name or "gres" in name)
 

@@ -58,6 +58,11 @@ def cost_of_bf16(device: torch.device) -> str | None:
     )
 
 
+def uses_cuda(device: str) -> bool:
+    """Whether a run whose `device` setting this is (auto, cpu or cuda) would compute on a GPU of this machine."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
 def device_name(device: torch.device, count: int = 1) -> str:
     """The processor's or the GPU's name; where `count` processes train together, as many times that."""
     if count > 1:
