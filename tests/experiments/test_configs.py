@@ -175,21 +175,14 @@ def test_table_5_has_the_papers_numbers():
     assert [reference[f"digit{k}"]["coloc_tc"] for k in range(10)] == [81, 82, 88, 75, 94, 84, 93, 85, 89, 87]
 
 
-@pytest.mark.parametrize(
-    ("model", "batch_size"), [("fcn", 256), ("st_fcn_affine", 256), ("cnn", 128), ("st_cnn_affine", 128)]
-)
-@pytest.mark.parametrize("task", MNIST)
+@pytest.mark.parametrize(("model", "batch_size"), [("fcn", 256), ("st_fcn_affine", 256), ("cnn", 128)])
+@pytest.mark.parametrize("task", [*MNIST, "addition"])
 def test_modern_is_the_papers_networks_in_at_most_a_tenth_of_its_images(task, model, batch_size):
     modern, paper = (composed(task, model, protocol).recipe for protocol in ("modern", "paper"))
     assert modern["batch_size"] == batch_size
-    assert 10 * modern["steps"] * batch_size <= paper["steps"] * paper["batch_size"]
+    assert 10 * modern["steps"] <= paper["steps"]
+    assert batch_size <= paper["batch_size"]
     assert modern["budget_fraction"] == paper["budget_fraction"]
-
-
-@pytest.mark.parametrize(("model", "batch_size"), [("fcn", 256), ("st2_fcn_tps", 256), ("cnn", 128)])
-def test_modern_is_the_same_for_addition(model, batch_size):
-    recipe = composed("addition", model, "modern").recipe
-    assert (recipe["steps"], recipe["batch_size"]) == (15000, batch_size)
 
 
 @pytest.mark.parametrize(("task", "n_patches"), [("coloc_t", 0), ("coloc_tc", 16)])
