@@ -27,18 +27,17 @@ def run_of(config: DictConfig) -> RunSettings:
     that it never overwrites, or slips into, the records that the tables are made from.
     Raises: ValueError for a setting of the protocol that was changed and that this run does not read.
     """
-    composed = of_run(config)
-    run = run_settings(composed)
+    run = run_settings(of_run(config))
     plain = as_it_stands(run)
-    refuse_unread(composed, plain, run)
-    named = run_settings(plain)
+    refuse_unread(config, plain, run)
+    named = run_settings(of_run(plain))
     return run if run.hash == named.hash else run.variant(of=named)
 
 
-def as_it_stands(run: RunSettings) -> dict:
+def as_it_stands(run: RunSettings) -> DictConfig:
     """The settings of the run's task, model and protocol, for its seed and kind of data, with nothing changed."""
     groups = [f"task={run.task.name}", f"model={run.model.name}", f"protocol={run.protocol}"]
-    return of_run(compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"]))
+    return compose_config("train", [*groups, f"seed={run.seed}", f"data={run.data}"])
 
 
 def of_run(config: DictConfig) -> dict:
@@ -46,16 +45,17 @@ def of_run(config: DictConfig) -> dict:
     return {name: value for name, value in resolved(config).items() if name not in OF_THE_COMMAND}
 
 
-def refuse_unread(composed: dict, plain: dict, run: RunSettings) -> None:
-    """Raises: ValueError where the protocol differs from `plain` in something that does not concern this run."""
-    cell = (run.task.name, run.model.name)
-    its = [[run.task.family], ["notes", run.task.family], ["steps_of", *cell]]
-    changed, usual = flat(composed["protocol"]), flat(plain["protocol"])
+def refuse_unread(config: DictConfig, plain: DictConfig, run: RunSettings) -> None:
+    """Raises: ValueError where the protocol differs from `plain` in something that does not concern this run.
+
+    As they were written, interpolations and all: what one setting changes by way of another is not counted.
+    """
+    family, classifier = run.task.family, getattr(run.model, "classifier", None)
+    its = [[family], ["notes", family], ["steps_of", run.task.name, run.model.name], ["batch_of", classifier]]
+    changed, usual = (flat(OmegaConf.to_container(settings.protocol)) for settings in (config, plain))
     for path in (name.split(".") for name in changed | usual if changed.get(name) != usual.get(name)):
         if not any(path[: len(own)] == own[: len(path)] for own in its):
-            raise ValueError(
-                f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{run.task.family}"
-            )
+            raise ValueError(f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{family}")
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:

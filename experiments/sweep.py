@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments.cli import main
-from experiments.config import OF_THE_COMMAND, as_it_stands, refuse_unread, resolved
+from experiments.config import as_it_stands, of_run, refuse_unread, resolved
 from experiments.jobs import Load, carry_out
 from experiments.progress import console, deadline_of, leave
 from stn.results.records import config_hash, flat
@@ -26,7 +26,7 @@ def sweep(config: DictConfig) -> None:
     from stn.families import network, prepare
     from stn.many import search as searching
 
-    search = _search(settings)
+    search = _search(config)
     searching.check(search)
     network(search.run)  # raises when the settings do not fit together
     prepare(search.run)
@@ -41,14 +41,14 @@ def sweep(config: DictConfig) -> None:
     leave(failures, late)
 
 
-def _search(settings: dict):
-    """The study these settings ask for: its name tells it from all that would give other numbers."""
+def _search(config: DictConfig):
+    """The study that this conf/sweep.yaml asks for: its name tells it from all that would give other numbers."""
     from stn.many.grouping import stacked
     from stn.many.search import Search
 
+    settings, run = resolved(config), run_settings(of_run(config))
+    refuse_unread(config, as_it_stands(run), run)
     chosen = settings["sweep"]
-    run = run_settings({name: value for name, value in settings.items() if name not in OF_THE_COMMAND})
-    refuse_unread(settings, as_it_stands(run), run)
     if run.processes > 1:
         raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
     space = flat(chosen["space"])
@@ -115,7 +115,7 @@ def _command(run: RunSettings, params: dict) -> str:
     """What trains settings of this search for the test set: all that is not as in their protocol."""
     from stn.many.search import changed_recipe
 
-    plain, recipe = flat(as_it_stands(run)["recipe"]), flat(changed_recipe(run.recipe, params))
+    plain, recipe = flat(of_run(as_it_stands(run))["recipe"]), flat(changed_recipe(run.recipe, params))
     within = f"protocol.{run.task.family}"
     changed = [f"{within}.{name}={value}" for name, value in recipe.items() if name in plain and plain[name] != value]
     changed += [f"+{within}.{name}={value}" for name, value in recipe.items() if name not in plain]

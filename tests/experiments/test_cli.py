@@ -189,6 +189,20 @@ def test_a_setting_of_another_cell_is_refused(toy_mnist, name):
     assert f"protocol.{name}: " in line_of("train", lambda: build(of(*overrides)))
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "name", "read"),
+    [
+        ("mnist_r", "st_cnn_tps", "batch_of.cnn", "batch_size"),
+        ("mnist_tc", "cnn", "steps_of.mnist_tc.cnn", "steps"),
+        ("addition", "cnn", "batch_of.cnn", "batch_size"),
+    ],
+)
+def test_a_setting_of_the_own_cell_counts(task, model, name, read):
+    run = of(f"task={task}", f"model={model}", "protocol=modern", f"protocol.{name}=9")
+    assert run.recipe[read] == 9
+    assert run.protocol != "modern"
+
+
 def test_a_protocol_can_be_given_another_optimiser_and_schedule():
     sgd = ["protocol.mnist.optimiser.name=sgd", "+protocol.mnist.optimiser={momentum: 0.9, nesterov: false}"]
     step = ["protocol.mnist.schedule.name=step", "~protocol.mnist.schedule.warmup_fraction"]

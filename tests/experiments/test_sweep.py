@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments import sweep
 from experiments.cli import explain
-from experiments.config import compose_config, compose_run, options, resolved
+from experiments.config import compose_config, compose_run, options
 from stn.families import network
 from stn.many.pool import Finished
 from stn.results.records import read_record
@@ -229,9 +229,9 @@ def test_a_search_that_cannot_be_is_refused_in_a_line(call, tmp_path, override, 
 
 @pytest.mark.parametrize("name", options("sweep"))
 def test_every_search_of_conf_can_be_run(name):
-    wanted = resolved(compose_config("sweep", [f"sweep={name}", "device=cpu"]))
-    assert wanted["sweep"]["name"] == name
-    assert wanted["evaluate"] == "heldout"
+    wanted = compose_config("sweep", [f"sweep={name}", "device=cpu"])
+    assert wanted.sweep.name == name
+    assert wanted.evaluate == "heldout"
     search = sweep._search(wanted)
     searching.check(search)
     network(search.run)
@@ -241,7 +241,7 @@ def test_every_search_of_conf_can_be_run(name):
 
 def test_the_name_of_a_study_changes_with_what_would_change_its_numbers():
     def name(*overrides):
-        return sweep._search(resolved(compose_config("sweep", ["sweep=localiser", "device=cpu", *overrides]))).study
+        return sweep._search(compose_config("sweep", ["sweep=localiser", "device=cpu", *overrides])).study
 
     numbers = ["seed=1", "task=mnist_r", "model=cnn", "protocol.mnist.steps=9", "sweep.space.optimiser.lr.high=0.5"]
     others = ["workers=9", "sweep.trials=99", "launcher=ray", "sweep.pruner=none", "progress=true", "protocol_note=x"]
