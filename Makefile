@@ -35,7 +35,7 @@ help:            ## this list
 reproduce: setup data   ## set up, train and print Table 1 at protocol=quick (15 to 20 minutes on 2 cores)
 	$(REPRODUCE) table=table1 tasks=[mnist_r,mnist_rts,mnist_p,mnist_e] $(ARGS)
 
-reproduce-table1: setup data  ## Table 1, distorted MNIST: PROTOCOL=quick|fast|paper SEEDS=n WORKERS=n ARGS="any=override"
+reproduce-table1: setup data  ## Table 1, distorted MNIST: PROTOCOL=quick|fast|modern|paper SEEDS=n WORKERS=n ARGS="any=override"
 	$(REPRODUCE) table=table1 $(ARGS)
 
 reproduce-table2: setup  ## Table 2, house numbers: after `make data-svhn`, or with DATA=subset, DATA=standin
@@ -80,7 +80,7 @@ bench: setup data   ## measure speed: Lightning's loop, a training step and its 
 	$(RUN)bench
 	$(RUN)bench_svhn
 
-figures: setup data  ## redraw results/figures from records and trained weights
+figures: setup data  ## draw Table 1's figures from records and trained weights (others: ARGS=table=table4)
 	$(RUN)figures table=table1 protocol=$(PROTOCOL) $(ARGS)
 
 data: setup      ## fetch and check MNIST

@@ -17,7 +17,7 @@ from stn.results.tables import load_table, select
 
 CARD = """# Trained models
 
-{title}: of each column the best model and the plain CNN. Made by
+{title}. Of each column the best model and the plain CNN. Made by
 `python -m experiments.export`; each file holds float16 weights (safetensors, no code) and the settings of its run.
 
 ```python
@@ -91,7 +91,9 @@ def card_row(spec: TableSpec, record: dict, path: Path, error: float) -> dict:
 
 def write_card(path: Path, spec: TableSpec, record: dict, rows: list[dict]) -> Path:
     table = pd.DataFrame(rows)
-    example = (path.parent / table["file"].iloc[-1].partition("]")[0].removeprefix("[")).as_posix()
+    files = table["file"].str.extract(r"\[(.+)\]", expand=False)
+    shown = next((file for file in files if "_st_" in file), files.iloc[0])  # one that has something to observe
+    example = (path.parent / shown).as_posix()
     text = CARD.format(
         title=spec.title,
         example=example,

@@ -161,3 +161,5 @@ def test_a_sweep_of_wandb_is_told_settings_that_there_are():
     chosen = [f"{name}={(space.get('values') or [space['min']])[0]}" for name, space in sweep["parameters"].items()]
     recipe = compose_config("train", [*fixed, *chosen]).protocol.mnist
     assert json.dumps(recipe.optimiser.lr) in chosen[0]
+    assert "evaluate=heldout" in fixed
+    assert sweep["metric"]["name"] == "heldout/error_pct"  # as the record and W&B's summary name it then

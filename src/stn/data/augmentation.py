@@ -12,6 +12,8 @@ from stn.transform import affine_grid, sample
 class Augmentation(NamedTuple):
     """What is drawn uniformly for each crop of a batch; 0 leaves it out.
 
+    Deviation: the paper names no augmentation; `paper` has none.
+
     `shift`: of its place in x and in y, up to this share of its side (Goodfellow et al. 2014: 54 px of 64, so 0.08).
     `zoom`: of its size, up to this share more or less. `contrast`: of the pixels' distance from the crop's mean, up to
     this share more or less. `inverted`: the probability that light and dark change places, colours included.

@@ -36,8 +36,9 @@ def build_crops(split_dir: Path, size_px: int, out_dir: Path, checksums: bool = 
     Files: those of `NumberCrops` as .npy, and manifest.json with counts, checksums, the source and what was skipped and
     why. A cache of another source, size or version, or with a wrong file, is replaced. `checksums=False` compares sizes
     only. Of a test split no picture is skipped, whatever its boxes: its number counts in the error.
-    Deviation: what a crop would show beyond the picture's border is cut off before resizing (not stated), so near a
-    border the number is off the crop's centre. Resizing is Pillow's bilinear filter, widened when shrinking.
+    Deviation: what a crop would show beyond the picture's border is cut off before resizing (not stated), unless a
+    digit's box reaches there, so near a border the number is off the crop's centre. Resizing is Pillow's bilinear
+    filter, widened when shrinking.
     Raises: DataError naming a file that is missing or damaged; ValueError for another size.
     """
     source = crops_source(size_px) | _files_of(split_dir)

@@ -113,8 +113,8 @@ def he(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 def conv_pool(in_channels: int, filters: int, kernel: int) -> nn.Sequential:
     """Convolution (stride 1, no padding), 2x2 max-pool that rounds sizes up, ReLU.
 
-    ReLU after the pooling equals ReLU before it, on a quarter of the values. Rounding up (ceil mode) is what lets a
-    21x21 map through conv 9x9, pool, conv 7x7, pool.
+    ReLU after the pooling equals ReLU before it, on a quarter of the values.
+    Deviation: the rounding (ceil mode) is ours; it is what lets a 21x21 map through conv 9x9, pool, conv 7x7, pool.
     """
     conv = (InputConv2d if in_channels <= FEW_CHANNELS else FrequencyConv2d)(in_channels, filters, kernel)
     return nn.Sequential(he(conv), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU())
