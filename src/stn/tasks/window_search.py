@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stn.nets.colocalisation import Localisers, WindowBounds
@@ -14,7 +15,6 @@ REFINEMENTS = 3
 NEAR_SCALE, NEAR_SHIFT = 0.3, 0.4  # how far: log of the scale; shift in units of half the window's side
 ENCODED_AT_ONCE = 400
 FIT_LR = 0.004
-FIT_BATCH = 25  # images of each class a step: twice the steps on half the images fit better at the same cost
 
 
 @full_precision  # a difference of large numbers: in bf16 nothing would be left of it
@@ -111,11 +111,8 @@ def fit_windows(
     seed: int,
     before_step: Callable[[int], None],
 ) -> None:
-    """Trains the localisers to give these windows.
+    """Trains the localisers to give these windows, by least squares.
 
-    What falls is, class by class, the root of the mean fourth power of the distances in (s, tx, ty). Least squares
-    leave a few images far behind: with as many images seen, the worst of four hundred ends 11 px from its window, and
-    3 px so.
     `before_step` is called with the number of each step: they count from -`steps` up to 0, where the descent begins.
     Shapes: images (N, K, C, H, W), windows (N, K, 3).
     """
@@ -125,10 +122,7 @@ def fit_windows(
     for step in range(-steps, 0):
         before_step(step)
         chosen = torch.randperm(len(images), generator=generator, device=images.device)[:batch_size]
-        squared = (net(images[chosen]) - windows[chosen]).square().sum(-1)
-        loss = (
-            squared.square().mean(0).sqrt().sum()
-        )  # over images, then over classes, whose nets have nothing in common
+        loss = F.mse_loss(net(images[chosen]), windows[chosen])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
