@@ -48,7 +48,7 @@ def of_run(config: DictConfig) -> dict:
 def refuse_unread(config: DictConfig, plain: DictConfig, run: RunSettings) -> None:
     """Raises: ValueError where the protocol differs from `plain` in something that does not concern this run.
 
-    As they were written, interpolations and all: what one setting changes by way of another is not counted.
+    Compared as written, before interpolation: what a setting changes by way of another is not counted.
     """
     family, classifier = run.task.family, getattr(run.model, "classifier", None)
     its = [[family], ["notes", family], ["steps_of", run.task.name, run.model.name], ["batch_of", classifier]]
