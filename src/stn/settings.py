@@ -69,13 +69,16 @@ class Experiment(Checked):
         return config_hash(self.config)
 
     def read(self, task: type[Group], model: type[Group], recipe: type[Group]) -> tuple[Group, Group, Group]:
-        """Task, model and recipe as a family reads them. Raises: ValueError for a key that it does not read."""
+        """Task, model and recipe as a family reads them.
+
+        Raises: ValueError for a key that it does not read; one of the recipe is named as the command line names it.
+        """
         of_task = checked(task, self.task.model_dump(), "task")
         try:
             of_model = checked(model, self.model.model_dump(), "model")
         except ValueError as error:
             raise ValueError(f"model={self.model.name} is no model of {self.task.name}: {error}") from error
-        return of_task, of_model, checked(recipe, self.recipe, "recipe")
+        return of_task, of_model, checked(recipe, self.recipe, f"protocol.{self.task.family}")
 
 
 class Processes(Checked):

@@ -106,10 +106,10 @@ def test_text_that_is_no_override_ends_in_one_line(toy_mnist, broken):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("protocol.mnist.optimiser.lr=fast", ["recipe.optimiser.lr", "a number", "'fast'"]),
-        ("protocol.mnist.steps=1e3", ["recipe.steps", "an integer", "1000.0"]),
-        ("protocol.mnist.steps=null", ["recipe.steps", "an integer", "None"]),
-        ("protocol.mnist.antialias=1", ["recipe.antialias", "true or false", "1"]),
+        ("protocol.mnist.optimiser.lr=fast", ["protocol.mnist.optimiser.lr", "a number", "'fast'"]),
+        ("protocol.mnist.steps=1e3", ["protocol.mnist.steps", "an integer", "1000.0"]),
+        ("protocol.mnist.steps=null", ["protocol.mnist.steps", "an integer", "None"]),
+        ("protocol.mnist.antialias=1", ["protocol.mnist.antialias", "true or false", "1"]),
         ("protocol.mnist.optimiser.name=adam", ["sgd", "adamw", "'adam'"]),
         ("protocol.mnist.schedule.name=linear", ["step", "one_cycle", "'linear'"]),
         ("protocol.mnist.padding=mirror", ["zeros, border", "'mirror'"]),
@@ -169,8 +169,8 @@ def test_reproduce_refuses_what_cannot_be_before_it_does_anything(overrides, nam
         ("protocol.svhn.steps=3", "protocol.svhn.steps: mnist_rts/st_cnn_tps/fast/seed0 does not read it"),
         ("protocol.addition.optimiser.lr=3", "protocol.addition.optimiser.lr: "),
         ("protocol.notes.svhn=x", "protocol.notes.svhn: "),
-        ("+protocol.mnist.optimiser.momentum=0.9", "unknown key 'recipe.optimiser.momentum'"),
-        ("+protocol.mnist.lr=0.1", "unknown key 'recipe.lr'"),
+        ("+protocol.mnist.optimiser.momentum=0.9", "unknown key 'protocol.mnist.optimiser.momentum'"),
+        ("+protocol.mnist.lr=0.1", "unknown key 'protocol.mnist.lr'"),
         (
             "protocol.mnist.optimiser.momentum=0.9",
             "no setting 'momentum' in protocol.mnist.optimiser; allowed: lr, name",
@@ -225,7 +225,7 @@ def test_a_bug_is_not_taken_for_the_users_error():
         (["experiments.train", "task=mnist_r", "model=vgg"], "model=vgg does not exist; allowed: cnn"),
         (
             ["experiments.train", *CELL, "protocol.mnist.optimiser.lr=-1", "data_dir=nowhere"],
-            "recipe.optimiser.lr must be 0 or more",
+            "protocol.mnist.optimiser.lr must be 0 or more",
         ),
         (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
         (

@@ -215,7 +215,7 @@ def test_trials_that_cannot_share_a_program_are_asked_for_one_by_one(monkeypatch
         ("sweep.space.optimiser.lr.low=0", "sweep.space.optimiser.lr must be"),  # of a logarithm
         ("sweep.space={}", "sweep.space is empty"),
         ("stack=often", "stack must be one of auto, True, False, got 'often'"),
-        ("task=mnist_r model=fcn protocol.mnist.batch_size=0", "recipe.batch_size"),
+        ("task=mnist_r model=fcn protocol.mnist.batch_size=0", "protocol.mnist.batch_size"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_in_a_line(call, tmp_path, override, named):

@@ -78,13 +78,15 @@ def test_weights_of_another_net_are_refused(settings_of_coloc, encoder):
 
 
 def test_too_few_images_of_a_digit_are_said(settings_of_coloc, encoder):
-    with pytest.raises(DataError, match=r"digit 0 has 60 images, but recipe\.images_per_class is 61"):
+    with pytest.raises(DataError, match=r"digit 0 has 60 images, but protocol\.coloc\.images_per_class is 61"):
         run(settings_of_coloc(images_per_class=61))
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 1}, {"images_per_class": 3}, {"search_windows": 1}])
 def test_a_recipe_that_cannot_work_is_refused(settings_of_coloc, wrong):
-    with pytest.raises(ValueError, match=r"recipe(\.\w+ must be|: images_per_class must be batch_size) .*or more"):
+    with pytest.raises(
+        ValueError, match=r"protocol\.coloc(\.\w+ must be|: images_per_class must be batch_size) .*or more"
+    ):
         run(settings_of_coloc(**wrong))
 
 

@@ -114,7 +114,9 @@ def test_scenes_are_of_one_species_each_and_too_few_photographs_are_said(setting
     top, left = (rows - 48) // 2, (columns - 48) // 2
     wanted = train.image(int(of_species_1))[top : top + 48, left : left + 48].permute(2, 0, 1) / 255
     assert torch.equal(found.images[0, 0], wanted)
-    with pytest.raises(DataError, match=r"Bird_001 has 4 training photographs, but recipe.images_per_species is 5"):
+    with pytest.raises(
+        DataError, match=r"Bird_001 has 4 training photographs, but protocol\.cub_coloc\.images_per_species is 5"
+    ):
         scenes(train, [0], 5, 48)
 
 
@@ -139,9 +141,9 @@ def test_missing_real_birds_are_said_in_a_line(tmp_path, settings_of_birds):
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        ({"species": 1}, "recipe.species"),
-        ({"crop_px": 16}, "recipe: crop_px must be 32 or more"),
-        ({"encoder": "vgg"}, "recipe.encoder"),
+        ({"species": 1}, "protocol.cub_coloc.species"),
+        ({"crop_px": 16}, "protocol.cub_coloc: crop_px must be 32 or more"),
+        ({"encoder": "vgg"}, "protocol.cub_coloc.encoder"),
         ({"scale_min": 0.9}, "scale_min"),
     ],
 )

@@ -259,12 +259,12 @@ def test_standin_birds_are_never_taken_for_real_ones(tmp_path, cub_settings):
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        ({"backbone": {"name": "vgg"}}, "recipe.backbone.name must be one of small, googlenet, efficientnet_lite0"),
-        ({"backbone": {"name": "googlenet", "width": 4}}, "unknown key 'recipe.backbone.width'"),
-        ({"test_draws": 2}, "unknown key 'recipe.test_draws'"),
-        ({"shorter_side_px": 20}, "recipe: shorter_side_px must be crop_px or more, got 20"),
-        ({"dropout": 1.0}, "recipe.dropout must be less than 1"),
-        ({"pretrained": 3}, r"recipe.pretrained must be a text, got 3"),
+        ({"backbone": {"name": "vgg"}}, "cub.backbone.name must be one of small, googlenet, efficientnet_lite0"),
+        ({"backbone": {"name": "googlenet", "width": 4}}, "unknown key 'protocol.cub.backbone.width'"),
+        ({"test_draws": 2}, "unknown key 'protocol.cub.test_draws'"),
+        ({"shorter_side_px": 20}, "protocol.cub: shorter_side_px must be crop_px or more, got 20"),
+        ({"dropout": 1.0}, "protocol.cub.dropout must be less than 1"),
+        ({"pretrained": 3}, r"protocol.cub.pretrained must be a text, got 3"),
     ],
 )
 def test_impossible_settings_are_named(cub_settings, recipe, named):

@@ -231,9 +231,9 @@ def test_an_interrupted_run_leaves_no_record_and_says_that_it_was_interrupted(mo
 @pytest.mark.parametrize(
     ("overrides", "recipe", "named"),
     [
-        ((), {"optimiser": {"name": "lbfgs"}}, "recipe.optimiser"),
-        ((), {"steps": 0}, "recipe.steps"),
-        ((), {"optimiser": {"lr": -1}}, "recipe.optimiser.lr"),
+        ((), {"optimiser": {"name": "lbfgs"}}, "protocol.mnist.optimiser"),
+        ((), {"steps": 0}, "protocol.mnist.steps"),
+        ((), {"optimiser": {"lr": -1}}, "protocol.mnist.optimiser.lr"),
         ((), {"padding": "mirror"}, "padding"),
         (("evaluate=train",), {}, "evaluate"),
         (("task.distortion.name=x",), {}, "distortion"),
@@ -388,10 +388,10 @@ def test_a_cuda_device_that_is_not_there_is_refused_before_anything_is_recorded(
     assert not settings.results_dir.exists()
 
 
-@pytest.mark.parametrize("part", ["recipe", "model"])
-def test_a_setting_that_the_code_does_not_have_is_refused_in_one_line(toy_mnist, settings_of, part):
+@pytest.mark.parametrize(("part", "named"), [("recipe", r"protocol\.mnist"), ("model", "model")])
+def test_a_setting_that_the_code_does_not_have_is_refused_in_one_line(toy_mnist, settings_of, part, named):
     settings = settings_of("mnist_r", "fcn")
     given = settings.model_dump()
     settings = settings.changed(**{part: given[part] | {"frobnicate": 1}})
-    with pytest.raises(ValueError, match=f"unknown key .{part}.frobnicate"):
+    with pytest.raises(ValueError, match=rf"unknown key .{named}\.frobnicate"):
         run(settings)

@@ -253,7 +253,7 @@ def test_guessing_loss_is_that_of_the_best_constant_logits():
     ("recipe", "named"), [({"test_draws": 2}, "test_draws"), ({"dropout": 1.0}, "dropout"), ({"width": 0.0}, "width")]
 )
 def test_recipes_that_cannot_be(svhn_settings, recipe, named):
-    with pytest.raises(ValueError, match=f"recipe.{named}"):
+    with pytest.raises(ValueError, match=f"protocol.svhn.{named}"):
         families.network(svhn_settings("svhn_cnn", **recipe))
 
 

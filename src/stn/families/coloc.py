@@ -100,7 +100,7 @@ def scenes(digits: Digits, n: int, clutter: Clutter, seed: int) -> Scenes:
         generator = torch.Generator().manual_seed(stream_seed(seed, "scenes", k))
         of_class = (digits.labels == k).nonzero()[:, 0]
         if len(of_class) < n:
-            raise DataError(f"digit {k} has {len(of_class)} images, but recipe.images_per_class is {n}")
+            raise DataError(f"digit {k} has {len(of_class)} images, but protocol.coloc.images_per_class is {n}")
         chosen = of_class[torch.randperm(len(of_class), generator=generator)[:n]]
         donors = torch.randint(len(digits), (PATCH_DONORS,), generator=generator)
         batch = digits.images[torch.cat([chosen, donors])]

@@ -109,7 +109,8 @@ def scenes(birds: Birds, species: list[int], n: int, image_px: int) -> Scenes:
         index = (birds.labels == k).nonzero()[:n, 0]
         if len(index) < n:
             raise DataError(
-                f"{birds.classes[k]} has {len(index)} training photographs, but recipe.images_per_species is {n}"
+                f"{birds.classes[k]} has {len(index)} training photographs, "
+                f"but protocol.cub_coloc.images_per_species is {n}"
             )
         crops = center_crop(birds, index, image_px)
         images.append(crops.images.contiguous().float() / 255)
