@@ -21,11 +21,12 @@ from stn.families import build, cub_coloc
 from stn.nets.windows import window_boxes_px
 from stn.tasks.colocalisation import CORRECT_IOU, Colocalisation, iou
 from stn.tasks.window_parts import REGIONS, window_regions
-from stn.tasks.window_search import RANDOM_CROPS, REFINEMENTS, best_prototype, squared_distances
+from stn.tasks.window_search import RANDOM_CROPS, best_prototype, squared_distances
 
 WINDOWS = 128  # of each photograph and of each of `PLACES`
 PLACES = ("anywhere", "inside")  # of the windows: half of them reach beyond the picture, which is black there
 NEGATIVES = ("same picture", "other species")
+ROUNDS = 3  # of choosing anew, as when the tables of docs/part.md were made
 
 
 def birds_loss(overrides: list[str]) -> None:
@@ -110,7 +111,7 @@ def search(features: Tensor, negatives: str, seed: int) -> Tensor:
             places = torch.randint(len(others), (len(crops), RANDOM_CROPS), generator=generator)
             random = others[places]
         picked = best_prototype(crops, random, generator, 300)
-        for _ in range(REFINEMENTS):
+        for _ in range(ROUNDS):
             mean = crops[each, picked].mean(0).expand(len(crops), 1, -1)
             loss = 2 * squared_distances(crops, mean)[..., 0] - squared_distances(crops, random).mean(-1)
             picked = loss.argmin(1)

@@ -101,10 +101,21 @@ class Localisers(nn.Module):
         for k, transformer in enumerate(self.transformers):
             seen = images[:, k]
             for block in transformer.localisation:
-                layer = block[0] if isinstance(block, nn.Sequential) else block
-                if isinstance(layer, nn.Conv2d | nn.Linear):
+                for layer in _layers(block):
                     _standardise(layer, layer(seen))
                 seen = block(seen)
+
+    @torch.no_grad()
+    def begin_anew(self, images: Tensor, generator: torch.Generator) -> None:
+        """Other random weights in the localisation nets, standardised on the images."""
+        for transformer in self.transformers:
+            for layer in _layers(transformer.localisation):
+                he(layer, generator)
+        self.standardise(images)
+
+
+def _layers(net: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    return [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
 def _standardise(layer: nn.Conv2d | nn.Linear, values: Tensor) -> None:

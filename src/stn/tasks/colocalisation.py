@@ -16,7 +16,7 @@ from stn.nets.windows import window_boxes_px
 from stn.tasks.looks import IMAGES, ROWS, Look, rows_of
 from stn.tasks.recipe import Recipe
 from stn.tasks.training import CHUNK_STEPS, Training
-from stn.tasks.window_search import RANDOM_CROPS, fit_windows, search_windows, squared_distances
+from stn.tasks.window_search import FIT_BATCH, RANDOM_CROPS, fit_windows, search_windows, squared_distances
 from stn.transform import Warped, sample
 from stn.transform.grids import attention_grid
 
@@ -199,7 +199,8 @@ class Colocalisation(Training):
         for k in range(len(self.names)):
             generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, "search", k))
             searched.append(search_windows(encode, images[:, k], self.net.bounds, generator, *how_many))
-        searched, n, seed = torch.stack(searched, dim=1), self.recipe.batch_size, stream_seed(self.seed, "fit")
+        searched, n = torch.stack(searched, dim=1), min(FIT_BATCH, self.recipe.batch_size)
+        seed = stream_seed(self.seed, "fit")
         fit_windows(self.net, images, searched, self.recipe.fit_steps, n, seed, self._note_windows)
         with torch.no_grad():
             for i, windows in enumerate((searched, self.net(images))):
