@@ -259,7 +259,10 @@ def test_standin_birds_are_never_taken_for_real_ones(tmp_path, cub_settings):
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        ({"backbone": {"name": "vgg"}}, "cub.backbone.name must be one of small, googlenet, efficientnet_lite0"),
+        (
+            {"backbone": {"name": "vgg"}},
+            "protocol.cub.backbone.name must be one of small, googlenet, efficientnet_lite0",
+        ),
         ({"backbone": {"name": "googlenet", "width": 4}}, "unknown key 'protocol.cub.backbone.width'"),
         ({"test_draws": 2}, "unknown key 'protocol.cub.test_draws'"),
         ({"shorter_side_px": 20}, "protocol.cub: shorter_side_px must be crop_px or more, got 20"),

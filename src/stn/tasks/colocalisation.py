@@ -30,7 +30,8 @@ class ColocalisationRecipe(Recipe):
     """What every co-localisation is told: see `Colocalisation` and `WindowBounds`.
 
     How long the search is: `search_windows` random windows of each image, `search_prototypes` among them, `fit_steps`
-    to fit the localisers. With 0 of these the search is measured and not followed: the windows begin in the middle.
+    to fit the localisers, and half as many to choose their initialisation. With 0 of these the search is measured and
+    not followed: the windows begin in the middle.
     """
 
     batch_size: int = Field(ge=2)  # the loss compares images with each other

@@ -129,18 +129,17 @@ def fit_windows(
     """
     generator = torch.Generator(images.device).manual_seed(seed)
     least = torch.full((images.shape[1],), math.inf, device=images.device)
-    tried, begun = copy.deepcopy(net), copy.deepcopy(net)
+    given = copy.deepcopy(net)
     for start in range(FIT_STARTS if steps else 0):
+        tried = copy.deepcopy(given)
         if start:
-            tried.load_state_dict(begun.state_dict())
             tried.begin_anew(images, generator)
-        state = copy.deepcopy(tried.transformers.state_dict())
+        begun = copy.deepcopy(tried.transformers)
         _fit(tried, images, windows, math.ceil(FIT_START_SHARE * steps), batch_size, generator, lambda step: None)
         with torch.no_grad():
             left = _distance(tried(images), windows)
         for k in (left < least).nonzero()[:, 0].tolist():
-            own = f"{k}."
-            net.transformers[k].load_state_dict({n.removeprefix(own): x for n, x in state.items() if n.startswith(own)})
+            net.transformers[k].load_state_dict(begun[k].state_dict())
         least = torch.minimum(least, left)
     _fit(net, images, windows, steps, batch_size, generator, before_step)
 
