@@ -1,11 +1,12 @@
 """Measure speed: python -m experiments.bench what=[loop,step]
 
 loop: what Lightning's loop costs, against a bare PyTorch loop of the same steps.
-step: a training step beside a plain eager loop, that loop fed by a DataLoader, and stacks of replicas; the shares of
-its parts; the achieved part of the machine's speed in matrix products.
+step: a training step beside a plain eager loop, and that loop fed by a DataLoader; the shares of its parts; the
+achieved part of the machine's speed in matrix products.
 precision: the error of whole runs in that precision beside float32, seed by seed, on held-out training digits;
 convolutions: the same with those in the frequency domain beside direct ones. Both only on demand, since they train.
-growth: the CNN's step against canvas, batch and replicas, on the CPU; with a figure.
+growth: the CNN's step against canvas and batch, on the CPU; with a figure.
+stacks: steps one by one, as CUDA graphs, and of several runs side by side; on CUDA.
 Writes results/bench/<what>_<cpu|cuda>.json, with avx2 behind it on a CPU without AVX512 and the task where that is not
 mnist_r; ratios within one run, since machines are shared and noisy.
 """
@@ -26,6 +27,7 @@ MODELS = {
     "precision": ["fcn", "cnn", "st_fcn_affine", "st_cnn_affine"],
     "convolutions": ["cnn"],
     "growth": ["cnn"],
+    "stacks": ["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"],
 }
 
 
@@ -41,6 +43,8 @@ def bench(settings: dict) -> None:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA device is here; allowed: cpu")
+    if options.device == "cpu" and "stacks" in options.what:
+        raise ValueError("what=stacks: they take turns on a CPU; give device=cuda")
     torch.set_num_threads(options.threads)
     for what in options.what:
         rows = {}
@@ -72,7 +76,7 @@ def bench(settings: dict) -> None:
 
 def measured(what: str, run: RunSettings, options: SimpleNamespace) -> dict:
     """What is measured of one model."""
-    from stn.bench import growth, loop, numbers, step
+    from stn.bench import growth, loop, numbers, stacks, step
 
     match what:
         case "loop":
@@ -83,7 +87,9 @@ def measured(what: str, run: RunSettings, options: SimpleNamespace) -> dict:
             return numbers.convolution_effect(run, options.seeds)
         case "growth":
             return growth.growth(options.repeats)
-    contenders = step.measure(run, tuple(options.replicas), options.seconds, options.repeats)
+        case "stacks":
+            return stacks.stacks(run, tuple(options.replicas), options.chunks, options.repeats)
+    contenders = step.measure(run, options.seconds, options.repeats)
     flop, peak = step.step_flop(run), step.peak_flop_per_s(options.device)
     return {
         "contenders": contenders,

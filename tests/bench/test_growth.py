@@ -17,11 +17,9 @@ def test_every_size_has_its_time_and_its_arithmetic(monkeypatch, tmp_path):
     assert {name: [row["size"] for row in rows] for name, rows in found.items()} == {
         "canvas": [28, 42],
         "batch": [1, 2],
-        "replicas": [1, 2, 3],
     }
     assert all(row["ms"] > 0 and row["gflop"] > 0 for rows in found.values() for row in rows)
     one, two = found["batch"]
     assert two["gflop"] == pytest.approx(2 * one["gflop"])
-    assert [row["gflop"] / two["gflop"] for row in found["replicas"]] == pytest.approx([1, 2, 3])
     record = {"device": "A processor", "instructions": "AVX2", "models": {"cnn": json.loads(json.dumps(found))}}
     assert growth_figure(tmp_path / "growth.png", record).read_bytes().startswith(b"\x89PNG")

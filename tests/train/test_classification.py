@@ -14,8 +14,9 @@ from stn.data.seeds import stream_seed
 from stn.families import build
 from stn.families.mnist import Recipe
 from stn.tasks.classification import Classification, cross_entropy
+from stn.tasks.precision import computing
 from stn.tasks.recipe import Sgd
-from stn.tasks.training import CHUNK_STEPS, computing
+from stn.tasks.training import CHUNK_STEPS
 from stn.validation import checked
 from tests.tiny import SGD, STEP
 
@@ -27,7 +28,7 @@ class Recorder(Classification):
 
     def draw_batch(self):
         batch = super().draw_batch()
-        self.__dict__.setdefault("drawn", []).append((batch.images, batch.labels))
+        self.__dict__.setdefault("seen", []).append((batch.images, batch.labels))
         self.__dict__.setdefault("lrs", []).append([g["lr"] for g in self.optimizers().param_groups])
         return batch
 
@@ -169,7 +170,7 @@ def test_the_stream_is_told_how_much_of_the_training_is_done(module_of):
     module.stream.draw = lambda n, generator: told.append(module.stream.progress) or draw(n, generator)
     fit(module)
     assert told == CHUNK_STEPS * [0.0] + CHUNK_STEPS * [0.5]
-    first, second = (torch.stack([images for images, _ in half]) for half in halves(module.drawn))
+    first, second = (torch.stack([images for images, _ in half]) for half in halves(module.seen))
     upright = module.stream.train.images.unsqueeze(1) / 255
     assert all((image - upright).abs().amax((1, 2, 3)).min() < 1e-4 for image in first[0])
     assert not all((image - upright).abs().amax((1, 2, 3)).min() < 1e-4 for image in second[0])
@@ -330,7 +331,7 @@ def test_a_recipe_takes_an_integer_where_a_number_may_have_a_fraction():
 
 
 def drawn(module):
-    return [images for images, _ in fit(module).drawn]
+    return [images for images, _ in fit(module).seen]
 
 
 def test_training_images_depend_on_seed_and_chunk_only(module_of):

@@ -10,8 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stn.families import build
-from stn.tasks.classification import cross_entropy
-from stn.train.stack import Stack
+from stn.tasks.classification import Classification
 from stn.transform import constants
 
 TASKS = ["mnist_r", "mnist_rts", "mnist_p", "mnist_e", "mnist_tc", "addition"]
@@ -44,26 +43,23 @@ def kept_as_if_real(monkeypatch):
 
 
 @pytest.fixture
-def fake_stack(toy_mnist, settings_of, kept_as_if_real):
-    """Call it with a task, a model and a device that need not exist: a stack of two runs whose tensors are fake.
+def fake(toy_mnist, settings_of, kept_as_if_real):
+    """Call it with a task, a model and a device that need not exist: a run's module whose tensors are fake.
 
-    Used under `stack.mode`. The generator stays on the CPU: no other exists without its device.
+    Used under `module.mode`. The generator stays on the CPU: no other exists without its device.
     """
 
-    def make(task: str, model: str, device: str) -> Stack:
-        replicas = [build(settings_of(task, model, f"seed={i}", steps=5, batch_size=4)).module for i in range(2)]
+    def make(task: str, model: str, device: str) -> Classification:
+        module = build(settings_of(task, model, steps=5, batch_size=4)).module
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with FakeCopyMode(mode):
-            replicas = copy.deepcopy(replicas)
+            module = copy.deepcopy(module)
         with mode:
-            for replica in replicas:
-                put(replica, device)
-                replica.stream.to(replica.device)
-                replica.generator = torch.Generator()
-            stack = Stack(replicas)
-        stack._device = replicas[0].device
-        stack.mode = mode
-        return stack
+            put(module, device)
+            module.stream.to(module.device)
+            module.generator = torch.Generator()
+        module.mode = mode
+        return module
 
     return make
 
@@ -82,29 +78,25 @@ def put(module, device: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_step_reads_no_number_back(fake_stack, task, model):
-    stack = fake_stack(task, model, "cpu")
-    with stack.mode:
-        losses, _ = stack.step(*stack.configure_optimizers())
-        assert losses.shape == (2,)
+def test_a_step_reads_no_number_back(fake, task, model):
+    module = fake(task, model, "cpu")
+    with module.mode:
+        (optimiser,), _ = module.configure_optimizers()
+        loss, _ = module.batch_loss()
+        module.update(optimiser, loss)
+        assert loss.shape == ()
         with pytest.raises(DataDependentOutputException):  # as whatever reads one would
-            losses.sum().item()
+            loss.item()
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("task", TASKS)
-def test_nothing_but_a_cpu_generators_numbers_goes_to_the_gpu(fake_stack, task, model):
-    """Up to the losses: the backward pass wants a device that exists."""
-
-    def losses():
-        batches = [replica.draw_batch() for replica in stack.replicas]
-        logits = stack(torch.stack([batch.images for batch in batches]))
-        return torch.stack([cross_entropy(y, batch.labels) for y, batch in zip(logits, batches, strict=True)])
-
-    stack = fake_stack(task, model, "cuda")
-    with stack.mode:
-        losses()  # the first step keeps what all others use
+def test_nothing_but_a_cpu_generators_numbers_goes_to_the_gpu(fake, task, model):
+    """Up to the loss: the backward pass wants a device that exists."""
+    module = fake(task, model, "cuda")
+    with module.mode:
+        module.batch_loss()  # the first step keeps what all others use
         with CopiesBetweenDevices() as copies:
-            assert losses().device.type == "cuda"
+            assert module.batch_loss()[0].device.type == "cuda"
     assert copies.lines, "the generator's numbers come from the CPU here"
     assert all(line.startswith("digit.py") for line in copies.lines), copies.lines

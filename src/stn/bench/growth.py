@@ -1,4 +1,4 @@
-"""How a training step's cost grows with the canvas, the batch and the number of replicas, beside the arithmetic."""
+"""How a training step's cost grows with the canvas and the batch, beside the arithmetic."""
 
 import statistics
 
@@ -14,22 +14,20 @@ from stn.train.memory import keep_freed_memory
 FILTERS = 64
 CANVASES = (28, 42, 60, 84)  # px
 BATCHES = (16, 32, 64, 128, 256)
-REPLICAS = (1, 2, 3)
-# What stays as it is while one of the three grows.
+# What stays as it is while the other grows.
 CANVAS, BATCH = 28, 128
 
 
 def growth(repeats: int) -> dict[str, list[dict]]:
     """Forward and backward pass of the CNN with 64 filters in both layers, on the CPU, in float32.
 
-    Returns: by "canvas", "batch" and "replicas" (of a stack), for each size `ms` in the frequency domain where it pays,
-    `direct_ms` (not of stacks, which know no other way) and `gflop`, of the direct way. Medians of `repeats`, in turn.
+    Returns: by "canvas" and "batch", for each size `ms` in the frequency domain where it pays, `direct_ms` and `gflop`,
+    of the direct way. Medians of `repeats`, in turn.
     """
     keep_freed_memory()
     return {
         "canvas": [{"size": size, **_cost(size, BATCH, repeats)} for size in CANVASES],
         "batch": [{"size": size, **_cost(CANVAS, size, repeats)} for size in BATCHES],
-        "replicas": [{"size": size, **_stack_cost(size, repeats)} for size in REPLICAS],
     }
 
 
@@ -46,20 +44,6 @@ def _cost(canvas: int, batch: int, repeats: int) -> dict[str, float]:
     turns = [(time_s(step, 1), time_s(direct, 1)) for _ in range(repeats)]
     ms, direct_ms = (1000 * statistics.median(times) for times in zip(*turns, strict=True))
     return {"ms": ms, "direct_ms": direct_ms, "gflop": _gflop(net, images)}
-
-
-def _stack_cost(replicas: int, repeats: int) -> dict[str, float]:
-    """Of a stack, as `stn.train.stack` computes it."""
-    nets = [_net(CANVAS) for _ in range(replicas)]
-    images = torch.rand(replicas, BATCH, 1, CANVAS, CANVAS)
-    parameters, _ = torch.func.stack_module_state(nets)
-
-    def step() -> None:
-        logits = torch.vmap(lambda weights, image: torch.func.functional_call(nets[0], weights, (image,)))
-        logits(parameters, images).square().mean().backward()
-
-    ms = 1000 * statistics.median(time_s(step, 1) for _ in range(repeats))
-    return {"ms": ms, "gflop": replicas * _gflop(nets[0], images[0])}
 
 
 def _net(canvas: int) -> nn.Module:

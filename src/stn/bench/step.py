@@ -17,10 +17,10 @@ from stn.families import build
 from stn.nets.frequency import FrequencyConv2d, direct_convolutions
 from stn.nets.layers import InputConv2d
 from stn.nets.mnist import TransformedClassifier
+from stn.settings import RunSettings
 from stn.tasks.classification import Classification, cross_entropy
-from stn.tasks.training import computing
+from stn.tasks.precision import computing
 from stn.train.memory import keep_freed_memory, return_freed_memory
-from stn.train.stack import Stack
 
 MATRIX_SIDE = 2048  # of the product whose speed counts as the machine's peak
 
@@ -97,38 +97,32 @@ class _Pictures(Dataset):
 
 
 class Contenders:
-    """Ways to train one cell; each is a function () that does one step of one replica or of a whole stack.
+    """Ways to train one cell; each is a function () that does one step.
 
     Ours are in the `precision` of the settings, the others in float32. "direct": ours without the frequency domain.
     "public layers": torch's own, fed by a DataLoader with images that were distorted once.
     """
 
-    def __init__(self, settings: dict, replicas: tuple[int, ...]) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         self.steps: dict[str, Callable[[], None]] = {}
-        self.images: dict[str, int] = {}  # per step
-        self._add("ours", self._own(), 1)
-        self._add("plain loop", self._plain(self._batches()), 1)
+        self.steps["ours"] = self._own()
+        self.steps["plain loop"] = self._plain(self._batches())
         if settings.task.name == "mnist_r":
-            self._add("plain loop, DataLoader", self._plain(self._loader()), 1)
+            self.steps["plain loop, DataLoader"] = self._plain(self._loader())
         if any(isinstance(layer, FrequencyConv2d) for layer in self._module().net.modules()):
-            self._add("direct", self._direct(), 1)
+            self.steps["direct"] = self._direct()
         if settings.model.name in ("fcn", "cnn", "st_fcn_affine", "st_cnn_affine"):
-            self._add("public layers", self._plain(self._fixed(), public_net), 1)
-        for n in replicas:
-            self._add(f"stack of {n}", self._stacked(n), n)
-
-    def _add(self, name: str, step: Callable[[], None], replicas: int) -> None:
-        self.steps[name], self.images[name] = step, replicas * self.settings.recipe["batch_size"]
+            self.steps["public layers"] = self._plain(self._fixed(), public_net)
 
     def time_s(self, name: str, n: int) -> float:
         """Seconds per step of n steps; plain loops run with the memory allocator as it is by default."""
         (return_freed_memory if name.startswith(("plain", "public")) else keep_freed_memory)()
         return time_s(self.steps[name], n)
 
-    def _module(self, seed: int = 0) -> Classification:
+    def _module(self) -> Classification:
         device = torch.device("cuda" if self.settings.device == "cuda" else "cpu")
-        module = build(self.settings.changed(seed=seed)).module.to(device)
+        module = build(self.settings).module.to(device)
         module.setup("fit")  # from here on all contenders are in float32, convolutions on CUDA, too
         module.precision = self.settings.precision
         return module
@@ -140,9 +134,7 @@ class Contenders:
         def step() -> None:
             with computing(module.precision, module.device):
                 loss, _ = module.batch_loss()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+            module.update(optimiser, loss)
             schedule.step()
 
         return step
@@ -155,12 +147,6 @@ class Contenders:
                 step()
 
         return direct
-
-    def _stacked(self, n: int) -> Callable[[], None]:
-        stack = Stack([self._module(seed) for seed in range(n)])
-        stack.to(stack.replicas[0].device)
-        pairs = [replica.recipe.optimiser_of(replica.net) for replica in stack.replicas]
-        return lambda: stack.step(*zip(*pairs, strict=True))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         module = self._module()
@@ -201,15 +187,15 @@ class Contenders:
         return step
 
 
-def measure(settings: dict, replicas: tuple[int, ...], seconds: float, repeats: int) -> dict[str, dict[str, float]]:
+def measure(settings: RunSettings, seconds: float, repeats: int) -> dict[str, dict[str, float]]:
     """Each contender's `ms` per step, `images_per_s` and `ratio`, its images/s over those of the plain loop.
 
     In turn `repeats` times, about `seconds` each; `ms` is the median, `ratio` the median of the ratios within a turn.
     """
-    contenders = Contenders(settings, replicas)
+    contenders = Contenders(settings)
     counts = {n: max(1, round(seconds / contenders.time_s(n, 2))) for n in contenders.steps}
     turns = [{n: contenders.time_s(n, counts[n]) for n in contenders.steps} for _ in range(repeats)]
-    rates = [{n: contenders.images[n] / s for n, s in turn.items()} for turn in turns]
+    rates = [{n: settings.recipe["batch_size"] / s for n, s in turn.items()} for turn in turns]
     return {
         name: {
             "ms": 1000 * statistics.median(turn[name] for turn in turns),
@@ -220,12 +206,12 @@ def measure(settings: dict, replicas: tuple[int, ...], seconds: float, repeats: 
     }
 
 
-def shares(settings: dict, repeats: int = 9) -> dict[str, float]:
+def shares(settings: RunSettings, repeats: int = 9) -> dict[str, float]:
     """Milliseconds, forward and backward, of the parts of one step, each on its own: "distortion", "localisation",
     "grid and sampler", "classifier", "optimiser". A part that a network does not have is left out.
     """
     keep_freed_memory()
-    module = Contenders(settings, ())._module()
+    module = Contenders(settings)._module()
     net, optimiser = module.net, module.recipe.optimiser_of(module.net)[0]
     images = module.draw_batch().images
     parts = {"distortion": module.draw_batch}
@@ -243,9 +229,9 @@ def shares(settings: dict, repeats: int = 9) -> dict[str, float]:
     return {name: 1000 * statistics.median(time_s(part, 3) for _ in range(repeats)) for name, part in parts.items()}
 
 
-def step_flop(settings: dict) -> int:
+def step_flop(settings: RunSettings) -> int:
     """FLOP of the matrix products and convolutions of one training step, forward and backward."""
-    module = Contenders(settings, ())._module()
+    module = Contenders(settings)._module()
     batch = module.draw_batch()
     with FlopCounterMode(display=False) as counter:
         cross_entropy(plain_net(module.net)(batch.images), batch.labels).backward()

@@ -33,7 +33,8 @@ class Stream:
 
     `shape` (C, *size) of an image; `classes` of a label; `n_test` images, of which `test_batch_size` make a batch;
     `guessing_loss`: of a net that knows how frequent each class is and nothing else; `progress`: how much of the
-    training is done, in [0, 1], as it is told before every chunk of steps.
+    training is done, in [0, 1], as it is told before every chunk of steps; `at_once`: whether many batches may be drawn
+    as one, on the device where they are used.
     Training batches are drawn with replacement from the generator; test batches depend on (draw, start) alone, so that
     every model, seed and device sees the same pictures.
     """
@@ -43,6 +44,7 @@ class Stream:
     test_batch_size = TEST_BATCH
     device = torch.device("cpu")
     progress = 1.0
+    at_once = False
 
     @property
     def n_test(self) -> int:
@@ -73,6 +75,7 @@ class DigitStream(Stream):
     """
 
     channels, classes, purpose = 1, 10, "test"
+    at_once = True
 
     def __init__(self, train: Digits, test: Digits) -> None:
         self.train, self.test = train, test

@@ -8,11 +8,7 @@ from matplotlib.figure import Figure
 
 from stn.results.sheets import WIDTH_INCHES, save
 
-SIZES = {
-    "canvas": "canvas, px (batch 128)",
-    "batch": "batch (28 px)",
-    "replicas": "replicas of a stack (28 px, batch 128)",
-}
+SIZES = {"canvas": "canvas, px (batch 128)", "batch": "batch (28 px)"}
 LINES = {"direct_ms": "direct", "ms": "in the frequency domain where it pays"}
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from stn.data.streams import Batch, Stream
 from stn.tasks.looks import IMAGES, Look, theta_means
 from stn.tasks.recipe import Recipe
+from stn.tasks.series import Series
 from stn.tasks.training import Training
 
 # A run counts as collapsed when its last losses are no better than guessing, or its ST looks past the image.
@@ -41,6 +42,7 @@ class Classification(Training):
         self.statistics = statistics if hasattr(net, "observe") else None
         self.test_draws = test_draws
         self.label_smoothing = label_smoothing
+        self.drawn: Batch | None = None  # the next training batch, where it is drawn already
 
     @property
     def n_test(self) -> int:
@@ -49,6 +51,8 @@ class Classification(Training):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.stream.to(self.device)
+        if self.device.type == "cuda" and self.slice.count == 1 and self.stream.at_once:
+            self.series = Series(self)
 
     def begin_chunk(self) -> int:
         self.stream.progress = self.steps_done / self.recipe.steps
@@ -56,7 +60,7 @@ class Classification(Training):
 
     def draw_batch(self) -> Batch:
         """The next training batch."""
-        return self.stream.draw(self.recipe.batch_size, self.generator)
+        return self.drawn or self.stream.draw(self.recipe.batch_size, self.generator)
 
     def batch_loss(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         batch = self.slice.of(self.draw_batch())

@@ -2,17 +2,18 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from stn.data.seeds import stream_seed
 from stn.tasks.data_parallel import BatchSlice
 from stn.tasks.looks import Look
+from stn.tasks.precision import allow_tf32, computing
 from stn.tasks.recipe import Recipe
+from stn.tasks.series import Series
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
 CHUNK_STEPS = 50
@@ -31,6 +32,7 @@ class Training(pl.LightningModule):
     n_test: int
     test_draws: int = 1
     test_wrong: Tensor | None = None
+    series: Series | None = None  # what takes the steps of a chunk, where that is not done one by one
 
     def __init__(self, net: nn.Module, recipe: Recipe, seed: int, chunk_steps: int = CHUNK_STEPS) -> None:
         super().__init__()
@@ -94,27 +96,37 @@ class Training(pl.LightningModule):
 
     def training_step(self, _: int, batch_idx: int) -> None:
         started = time.perf_counter()
-        # The bare optimiser and loss.backward(): Lightning's wrappers would cost 0.4 ms a step. With several processes
-        # Lightning's backward is what tells DDP, which sees one forward pass per chunk, to average the gradients.
         optimiser, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        backward = Tensor.backward if self.slice.count == 1 else self.manual_backward
-        losses, outcomes = [], []
-        for _ in range(self.begin_chunk()):
-            with computing(self.precision, self.device), self.slice.batch_norm():
-                loss, outcome = self.batch_loss()
-            optimiser.zero_grad()
-            backward(loss)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.detach())
-            outcomes.append(outcome)
-        metrics = self.end_chunk(torch.stack(losses), outcomes)
+        if self.series:
+            losses, outcomes = self.series.train_chunk(optimiser, schedule)
+            self.series.wait()
+        else:
+            losses, outcomes = [], []
+            for _ in range(self.begin_chunk()):
+                with computing(self.precision, self.device), self.slice.batch_norm():
+                    loss, outcome = self.batch_loss()
+                self.update(optimiser, loss)
+                schedule.step()
+                losses.append(loss.detach())
+                outcomes.append(outcome)
+            losses = torch.stack(losses)
+        metrics = self.end_chunk(losses, outcomes)
         self.train_s += time.perf_counter() - started
         if not self.diverged:
             self.log("step", float(self.steps_done))  # the loggers' x axis; Lightning's own counts chunks
             self.log_dict(metrics, prog_bar=True)
             self.log("train/lr", optimiser.param_groups[0]["lr"])
         self._stop_when_done()
+
+    def update(self, optimiser: Optimizer, loss: Tensor) -> None:
+        """Takes the optimiser's step against the gradients of the loss ().
+
+        The bare optimiser and loss.backward(): Lightning's wrappers would cost 0.4 ms a step. With several processes
+        Lightning's backward is what tells DDP, which sees one forward pass per chunk, to average the gradients.
+        """
+        optimiser.zero_grad()
+        (Tensor.backward if self.slice.count == 1 else self.manual_backward)(loss)
+        optimiser.step()
 
     def begin_chunk(self) -> int:
         """How many steps the next chunk has; `generator` is at the start of its random stream."""
@@ -144,19 +156,3 @@ class Training(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         for name in CARRIED:
             setattr(self, name, checkpoint[name])
-
-
-@contextmanager
-def computing(precision: str, device: torch.device) -> Iterator[None]:
-    """Forward passes in "float32", "tf32" (convolutions on CUDA) or "bf16" (autocast).
-
-    In TF32 matrix products stay in float32, for the grid is one. In bf16 grid and sampler see to it themselves.
-    """
-    allow_tf32(precision == "tf32")  # not undone: what follows is the backward pass
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        yield
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Whether CUDA computes float32 convolutions in TF32; torch does unless told otherwise."""
-    torch.backends.cudnn.allow_tf32 = allowed

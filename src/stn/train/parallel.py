@@ -26,6 +26,7 @@ def trainer_options(run: RunSettings) -> dict:
     return {
         "accelerator": {"cpu": "cpu", "auto": "auto", "cuda": "gpu"}[run.device],
         **run.trainer.model_dump(),
+        "benchmark": True,  # of the ways in which cuDNN may compute a convolution, the fastest is sought
         "strategy": "ddp" if run.processes > 1 else "auto",
         "plugins": slurm,
         "use_distributed_sampler": False,  # every process tests all images: as fast as one alone, nothing to gather
