@@ -69,8 +69,9 @@ class Classification(Training):
         return loss, (logits.detach(), batch.labels)
 
     def chunk_metrics(self, outcomes: list) -> dict[str, float]:
-        logits, labels = (torch.stack(column) for column in zip(*outcomes, strict=True))
-        return {"train/error_pct": 100 * is_wrong(logits.flatten(0, 1), labels.flatten(0, 1)).float().mean().item()}
+        """Of (logits, labels), each of one batch or of several after one another."""
+        logits, labels = (torch.cat(column) for column in zip(*outcomes, strict=True))
+        return {"train/error_pct": 100 * is_wrong(logits, labels).float().mean().item()}
 
     def look(self) -> Look | None:
         """The first test images through the transformers on the input."""

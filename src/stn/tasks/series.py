@@ -102,7 +102,7 @@ class Series:
         self.rates.copy_(torch.tensor(rates), non_blocking=True)
         self.graph.replay()
         # Copies, for the next replay writes there.
-        return self.losses.clone(), list(zip(self.logits.clone(), self.drawn[1].clone(), strict=True))
+        return self.losses.clone(), [(self.logits.clone(), self.drawn[1].flatten(0, 1).clone())]
 
     def _capture(self, drawn: tuple[Tensor, Tensor], rates: list[list[float]], optimiser: Optimizer) -> None:
         """Makes the graph, of these steps: what it reads is `drawn` and `rates`, what it writes `losses`, `logits`."""
@@ -120,6 +120,6 @@ class Series:
                         group["capturable"] = True
                 taken.append(next(steps))
             losses, outcomes = zip(*taken, strict=True)
-            self.losses, self.logits = torch.stack(losses), torch.stack([logits for logits, _ in outcomes])
+            self.losses, self.logits = torch.stack(losses), torch.cat([logits for logits, _ in outcomes])
         for group, lr in zip(optimiser.param_groups, numbers, strict=True):
             group["lr"] = lr
