@@ -17,7 +17,7 @@ from stn.tasks.series import Series
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
 CHUNK_STEPS = 50
-CARRIED = ("steps_done", "diverged", "curve", "train_s")  # by a checkpoint
+CARRIED = ("steps_done", "diverged", "curve", "train_s", "devices")  # by a checkpoint
 
 
 class Training(pl.LightningModule):
@@ -48,6 +48,7 @@ class Training(pl.LightningModule):
         self.diverged: str | None = None  # the reason, once the training loss is no longer finite
         self.arithmetic: dict[str, str] = {}  # how the numbers of the training were computed
         self.train_s = 0.0  # seconds spent training, those before an interruption among them
+        self.devices: list[str] = []  # that it was trained on, one after the other
         self.curve = {"step": [], "train/loss": []}
         self.metrics: dict[str, float] = {}
         self.per_draw: dict[str, list[float]] = {}

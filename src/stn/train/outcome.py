@@ -14,7 +14,7 @@ from stn.train.provenance import git_state, versions
 CURVE_POINTS = 200
 
 
-def outcome(run: RunSettings, built: Built, device: str, error: Exception | None = None) -> dict[str, Any]:
+def outcome(run: RunSettings, built: Built, error: Exception | None = None) -> dict[str, Any]:
     """The record of a run that was trained and tested, or was ended by an error."""
     module = built.module
     record = {
@@ -36,7 +36,7 @@ def outcome(run: RunSettings, built: Built, device: str, error: Exception | None
         "steps": module.recipe.steps,
         "wall_s": None,
         "images_per_s": None,
-        "device": device,
+        "device": ", then ".join(module.devices) or None,
         "threads": run.threads,
         "versions": versions() | module.arithmetic,
         "git": git_state(),

@@ -17,6 +17,7 @@ from stn.families import Built, build, network
 from stn.results.records import write_records
 from stn.saved import save
 from stn.settings import RunSettings
+from stn.tasks.training import Training
 from stn.train.checkpoints import Checkpoints, checkpoint_file, usable
 from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
@@ -70,7 +71,7 @@ def train(
         program.config_hash = "+".join(run.hash for run in todo)
         checkpoint = checkpoint_file(todo)
         kept = Snapshots({run.folder: built.module for run, built in zip(todo, builts, strict=True) if writes})
-        saving = [kept, Checkpoints(checkpoint, deadline)]
+        saving = [LambdaCallback(on_train_start=_note_device), kept, Checkpoints(checkpoint, deadline)]
         if progress:
             saving.append(LambdaCallback(on_train_batch_end=lambda _, module, *__: progress(module.steps_done)))
         provenance = {"versions": versions(), "data_checksums": builts[0].data_checksums}
@@ -79,7 +80,7 @@ def train(
             device = trainer.strategy.root_device
             if todo[0].precision == "bf16" and (warning := cost_of_bf16(device)):
                 log.warning(warning)
-            with _recorded(todo, builts, trainer, tracked) as ended:
+            with _recorded(todo, builts, tracked) as ended:
                 trainer.fit(program, ckpt_path=usable(checkpoint, program.config_hash), weights_only=True)
                 for module in modules:
                     module.arithmetic = arithmetic(module.net)
@@ -88,6 +89,14 @@ def train(
             if writes:
                 checkpoint.unlink(missing_ok=True)
     return list((records | ended).values())
+
+
+def _note_device(trainer: pl.Trainer, program: Training | Stack) -> None:
+    """A run that was begun elsewhere says so in its record."""
+    for module in getattr(program, "replicas", [program]):
+        device = device_name(trainer.strategy.root_device, module.slice.count)
+        if module.devices[-1:] != [device]:
+            module.devices.append(device)
 
 
 def _built(run: RunSettings) -> Built:
@@ -105,12 +114,9 @@ def _built(run: RunSettings) -> Built:
 
 
 @contextmanager
-def _recorded(
-    runs: Sequence[RunSettings], builts: Sequence[Built], trainer: pl.Trainer, tracked: Tracked
-) -> Iterator[dict[Path, Record]]:
+def _recorded(runs: Sequence[RunSettings], builts: Sequence[Built], tracked: Tracked) -> Iterator[dict[Path, Record]]:
     """Training and test happen inside; when they end, or an error ends them, weights and records are written."""
     ours, records, error = builts[0].module.slice, {}, None
-    device = device_name(trainer.strategy.root_device, ours.count)
     try:
         yield records
     except SystemExit as stop:  # what Lightning makes of Ctrl+C
@@ -127,7 +133,7 @@ def _recorded(
             ) from raised
         error = raised
     for run, built in zip(runs, builts, strict=True):
-        record = records[run.record_file] = outcome(run, built, device, error)
+        record = records[run.record_file] = outcome(run, built, error)
         if ours.rank == 0 and record["status"] in ("ok", "collapsed"):
             save(built.module.net.state_dict(), run.folder / "weights.pt")
     if ours.rank == 0:
