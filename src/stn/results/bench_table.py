@@ -45,9 +45,6 @@ def _row(model: str, models: dict[str, Any]) -> dict[str, str]:
     for name in ("public layers", "direct"):
         other = contenders.get(name)
         row[f"ours ÷ {name}"] = f"{contenders['ours']['ratio'] / other['ratio']:.2f}" if other else None
-    for name, contender in contenders.items():
-        if name.startswith("stack"):
-            row[f"{name} ÷ plain loop"] = f"{contender['ratio']:.2f}"
     total = sum(parts.values())
     for name in ("distortion", "localisation", "grid and sampler", "classifier", "optimiser"):
         row[f"{name}, %"] = f"{100 * parts[name] / total:.0f}" if name in parts else None
