@@ -62,11 +62,10 @@ def _search(config: DictConfig):
 def _train(search, study, missing: int, settings: dict) -> tuple[list[str], int]:
     """Trains so many trials; one line for each that raised, and how many the time budget ended."""
     from stn.data.seeds import stream_seed
-    from stn.many.grouping import FREE, MAX_REPLICAS, stack_key
+    from stn.many.grouping import MAX_REPLICAS, stack_key
     from stn.many.search import Job, run_trials
 
-    free = all(name.partition(".")[0] in FREE for name in search.space)
-    together = search.stack and free and stack_key(search.run) is not None
+    together = search.stack and "steps" not in search.space and stack_key(search.run) is not None
     at_once = MAX_REPLICAS if together else 1
     sizes = [min(at_once, missing - first) for first in range(0, missing, at_once)]
     earlier = len(study.trials)  # an interrupted search does not repeat itself

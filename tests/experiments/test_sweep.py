@@ -199,7 +199,7 @@ def test_trials_that_can_share_a_program_do(monkeypatch, call, trials, tmp_path)
 def test_trials_that_cannot_share_a_program_are_asked_for_one_by_one(monkeypatch, call, trials):
     asked, run_trials = [], searching.run_trials
     monkeypatch.setattr(searching, "run_trials", lambda job, *more: asked.append(job.trials) or run_trials(job, *more))
-    call("stack=true", "+sweep.space.batch_size=[2,4]")
+    call("stack=true", "+sweep.space.steps=[2,4]")
     assert asked == [1, 1]
 
 

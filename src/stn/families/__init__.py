@@ -2,8 +2,8 @@
 
 Each has `network(experiment) -> Network`, cheap and without data; `prepare(run)`, which sees to it that the data are
 there; `build(run) -> Built`; `DATA`, the kinds of data it has; `HELDOUT`, whether a part of the training data can take
-the test's place; `STACKS`, whether its runs can train as one program. One whose runs begin with the weights of others
-has `needs(run)`; one whose data are fetched by `experiments.prepare` has a `DATA_SET`.
+the test's place; `STACKS`, whether its runs can train side by side in one program. One whose runs begin with the
+weights of others has `needs(run)`; one whose data are fetched by `experiments.prepare` has a `DATA_SET`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Which runs train together as one program."""
+"""Which runs train together as one program, side by side."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,8 @@ def stacked(stack: bool | str, device: str, launcher: dict) -> bool:
 def stack_key(run: RunSettings) -> tuple | None:
     """Runs with the same key can train as one stack; None for a run that trains alone.
 
-    They take as many steps, in the same process. Runs that W&B tracks, and those of several processes, train alone.
+    They must take equally many steps, on the same device; network, task and all else may differ. Runs that W&B tracks,
+    and those of several processes, train alone.
     """
     alone = run.wandb.mode != "disabled" or run.loggers or run.processes > 1
     if alone or not family(run).STACKS:
