@@ -28,7 +28,8 @@ def train_all(
         prepare(run)
     costs = {run.key: run_cost(run, on_cpu=not uses_cuda(settings["device"])) for run in todo}
     longest_first = sorted(todo, key=lambda run: (run.seed, -costs[run.key]))
-    jobs = stacks(longest_first, stacked(settings["stack"], settings["device"], settings["launcher"]))
+    together = stacked(settings["stack"], settings["device"], settings["launcher"])
+    jobs = stacks(longest_first, together, settings["workers"], lambda run: costs[run.key])
     loads = [
         Load(job, len(job), sum(costs[run.key] for run in job), job[0].recipe["steps"], _names(job)) for job in jobs
     ]

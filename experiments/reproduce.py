@@ -63,7 +63,7 @@ def reproduce(config: DictConfig) -> None:
 
 def _estimate(todo: list[RunSettings], settings: dict) -> str:
     """How long these runs would take, by the arithmetic per second of earlier records of this device, where it is a CPU
-    with the same instructions.
+    with the same instructions; on CUDA, where runs share the device and its time, that of all of them together.
     """
     import torch
 
@@ -77,13 +77,14 @@ def _estimate(todo: list[RunSettings], settings: dict) -> str:
     def kind(run: Experiment) -> tuple[str, str]:
         return run.model.name, run.precision
 
-    latest = {}
+    latest, done = {}, []
     records = read_records(records_root(settings["results_dir"], settings["data"]))
     for record in sorted(records, key=lambda record: record["finished_at"]):
         there = record["device"], None if cuda else record["versions"].get("instructions")
         if record["status"] == "ok" and there == (device, has) and record["wall_s"]:
             experiment = Experiment(**record["config"])
             latest[kind(experiment)] = experiment, record["wall_s"]
+            done.append((experiment, record["wall_s"]))
     device += f" ({has})" if has else ""
     if not latest:
         petaflop = sum(run_cost(run, not cuda) for run in todo) / 1e15
@@ -91,6 +92,8 @@ def _estimate(todo: list[RunSettings], settings: dict) -> str:
     asked = latest.keys() & {kind(run) for run in todo} or latest.keys()
     rates = {name: run_cost(latest[name][0], not cuda) / latest[name][1] for name in asked}
     usual = sorted(rates.values())[len(rates) // 2]
+    if cuda:
+        rates, usual = {}, sum(run_cost(run, False) for run, _ in done) / sum(wall_s for _, wall_s in done)
     seconds = sum(run_cost(run, not cuda) / rates.get(kind(run), usual) for run in todo)
     hours = seconds / settings["workers"] / 3600
     return f"about {hours:.1f} hours with {settings['workers']} workers on {device}, by the speed of earlier records"

@@ -49,11 +49,11 @@ def grid(monkeypatch, toy_mnist, tmp_path):
 GRID = ["task=mnist_r,mnist_p", "model=fcn,st_fcn_affine", "seed=0,1"]
 
 
-def test_a_grid_trains_as_one_stack_per_network_and_ends_as_if_each_run_had_trained_alone(grid):
-    groups, together = grid("together", *GRID, "stack=true")
-    tasks = ("mnist_r", "mnist_p")
-    cells = [[(task, model, seed) for task in tasks for seed in (0, 1)] for model in ("fcn", "st_fcn_affine")]
-    assert sorted(map(sorted, groups)) == sorted(map(sorted, cells))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_grid_trains_as_a_stack_per_worker_and_ends_as_if_each_run_had_trained_alone(grid, workers):
+    groups, together = grid("together", *GRID, "stack=true", f"workers={workers}")
+    assert sorted(map(len, groups)) == ([8] if workers == 1 else [2, 3, 3])
+    assert len({cell for group in groups for cell in group}) == 8
     groups, alone = grid("alone", *GRID, "stack=auto")  # device=cpu
     assert len(groups) == 8
     assert together.keys() == alone.keys()

@@ -70,15 +70,6 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
-def test_in_a_stack_of_replicas_it_is_an_ordinary_convolution():
-    image, weight, bias = (torch.stack([operand, -2 * operand]) for operand in operands(*SIZES[0]))
-    found = torch.vmap(by_frequency)(image, weight, bias)
-    expected = torch.stack([F.conv2d(*replica) for replica in zip(image, weight, bias, strict=True)])
-    torch.testing.assert_close(found, expected)
-    found, expected = (torch.autograd.grad(y.square().sum(), weight, retain_graph=True)[0] for y in (found, expected))
-    torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize("batch", [0, 1, 128])
 @pytest.mark.parametrize("side", SECOND_LAYER)
 def test_the_layer_is_nn_conv2d_whichever_way_it_takes(side, batch, monkeypatch):
@@ -104,8 +95,6 @@ def test_a_kernel_as_large_as_the_map_is_a_matrix_product_and_the_same_convoluti
     def convolved(image, weight, bias):
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (image,))
 
-    stacked = torch.vmap(convolved)(*(torch.stack([operand, operand]) for operand in given))
-    torch.testing.assert_close(stacked[1], wanted[0])
     monkeypatch.setattr(F, "conv2d", None)  # it is not asked
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", None)
     for a, b in zip(output_and_gradients(convolved, given), wanted, strict=True):

@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, grad, stack_module_state, vmap
 
 from stn.nets.budget import build_within_budget, count_parameters
 from stn.nets.frequency import FrequencyConv2d
@@ -209,27 +208,6 @@ def test_a_training_step_runs_under_autocast(name):
         logits = net(torch.rand(2, 1, 28, 28))
     logits.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-
-
-@pytest.mark.parametrize("name", ["cnn", "st_cnn_tps", "st_fcn_affine"])
-def test_stacked_replicas_have_the_gradients_that_each_has_alone(name):
-    replicas = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        replicas.append(MODELS[name].build((1, 28, 28), (4, 4), 10, 1).double())
-        if MODELS[name].transformation:
-            nn.init.normal_(replicas[-1].transformers[0].regression.weight, std=0.02)
-    parameters, buffers = stack_module_state(replicas)
-    image = torch.rand(2, 3, 1, 28, 28, dtype=torch.float64)
-
-    def loss(parameters, buffers, image):
-        return functional_call(replicas[0], (parameters, buffers), (image,)).square().sum()
-
-    together = vmap(grad(loss))(parameters, buffers, image)
-    for i, replica in enumerate(replicas):
-        replica(image[i]).square().sum().backward()
-        for key, parameter in replica.named_parameters():
-            torch.testing.assert_close(together[key][i], parameter.grad, rtol=1e-8, atol=1e-10)
 
 
 def test_images_of_few_channels_alone_take_the_faster_convolution():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stn.families import build
-from stn.many.grouping import stack_key, stacked
+from stn.many.grouping import stack_key, stacked, stacks
 from stn.results.records import read_record
 from stn.tasks.classification import Classification
 from stn.train import checkpoints
@@ -178,7 +178,28 @@ def test_what_a_stack_may_differ_in(settings_of):
 
     assert key() == key("mnist_p", "fcn", "seed=3") == key("mnist_tc", batch_size=4, optimiser=SGD, padding="border")
     assert len({key(), key(steps=99), key("mnist_r", "st_fcn_affine", "threads=2")}) == 3
-    assert key("mnist_r", "fcn", "wandb.mode=offline") is None
+    alone = [("wandb.mode=offline",), ("loggers=[csv]",), ("trainer.devices=2",)]
+    assert [key("mnist_r", "fcn", *overrides) for overrides in alone] == [None] * 3
+    assert key("mnist3d", "cnn3d") is None
+    assert stack_key(settings_of("mnist_r", "fcn").changed(device="auto")) != key("mnist_r", "fcn")
+
+
+@pytest.mark.parametrize(
+    ("costs", "workers", "wanted"),
+    [
+        ([1] * 13, 1, [7, 6]),  # two programs are needed
+        ([33, 12, *[1] * 10], 1, [12]),
+        ([33, 12, *[1] * 10], 2, [1, 11]),  # the dearest alone: the others are not as dear together
+        ([33, 12, *[1] * 34], 2, [12, 12, 12]),
+        ([5, 1], 8, [1, 1]),
+    ],
+)
+def test_every_worker_gets_a_stack_and_none_much_more_than_the_others(settings_of, costs, workers, wanted):
+    runs = [settings_of("mnist_r", "fcn", f"seed={i}") for i in range(len(costs))]
+    groups = stacks(runs, True, workers, lambda run: costs[run.seed])
+    assert [len(group) for group in groups] == wanted
+    assert sorted(run.seed for group in groups for run in group) == list(range(len(costs)))
+    assert [len(group) for group in stacks(runs, False, workers)] == [1] * len(costs)
 
 
 @pytest.mark.parametrize(

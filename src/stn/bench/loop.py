@@ -18,14 +18,15 @@ from stn.tasks.training import CHUNK_STEPS
 def loop_overhead(settings: dict, chunks: int, repeats: int) -> dict:
     """Milliseconds per step of both loops, in turn `repeats` times, and the median of the ratios pair by pair.
 
-    Both draw, distort, train and update alike, and end with the same weights (checked on the CPU; on CUDA the sampler's
-    gradients are summed in no fixed order). Measured from the start of the first step to the end of the last, so
-    without the Trainer's start-up, which a run pays once.
+    Both draw, distort, train and update alike, without graphs, and end with the same weights (checked on the CPU; on
+    CUDA the sampler's gradients are summed in no fixed order). Measured from the start of the first step to the end of
+    the last, so without the Trainer's start-up, which a run pays once.
     Returns: `bare_ms`, `lightning_ms` (medians), `ratio` (median of lightning / bare), `ratios`.
     """
     pairs = []
     for _ in range(repeats):
         bare, lightning = (build(settings).module for _ in range(2))
+        bare.stream.at_once = lightning.stream.at_once = False
         device = torch.device("cuda" if settings.device == "cuda" else "cpu")
         pairs.append((_bare_s(bare.to(device), chunks), _lightning_s(lightning, chunks, device)))
         if device.type == "cpu" and not _equal(bare.net, lightning.net):

@@ -9,15 +9,19 @@ import torch
 from stn.bench.networks import wait_for
 from stn.families import build
 from stn.settings import RunSettings
+from stn.tasks.training import CHUNK_STEPS
 
 
 def stacks(settings: RunSettings, replicas: tuple[int, ...], chunks: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Training steps on CUDA "one by one", "graphed", and in each "stack of n" that are graphed.
+    """Training steps on CUDA "one by one", "graphed", and in each "stack of n" that are graphed; in all of them images
+    are drawn for many steps at once.
 
     In turn `repeats` times, `chunks` chunks each, after three that do not count (the kernels are chosen, the graph is
     captured). Returns of each `ms`, per step and replica (median), and `ratio`, how many times the steps per second of
     "one by one" (median of the ratios within a turn).
     """
+    if 3 + chunks * repeats > settings.recipe["steps"] // CHUNK_STEPS:
+        raise ValueError(f"chunks={chunks}, repeats={repeats} are more steps than protocol={settings.protocol} has")
     torch.backends.cudnn.benchmark = True  # as the Trainer has it
     ways = {"one by one": _training(settings, 1, graphs=False), "graphed": _training(settings, 1)}
     ways |= {f"stack of {n}": _training(settings, n) for n in replicas}

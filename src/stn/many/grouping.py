@@ -1,17 +1,18 @@
 """Which runs train together as one program, side by side."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from stn.families import family
 from stn.settings import RunSettings
 from stn.train.provenance import uses_cuda
 
-# More replicas in one program save nothing: the device is busy by then.
+# With so many in one program the device is busy (results/bench).
 MAX_REPLICAS = 12
 
 
 def stacked(stack: bool | str, device: str, launcher: dict) -> bool:
-    """Whether runs train together where they can: by themselves on CUDA; on the CPU that is measured to be slower.
+    """Whether runs train together where they can: by themselves on CUDA; on the CPU they would only take turns.
 
     On CUDA are jobs of this machine that has a GPU, and those that ask the launcher for one.
     """
@@ -35,13 +36,28 @@ def stack_key(run: RunSettings) -> tuple | None:
     return run.recipe["steps"], run.device, run.threads
 
 
-def stacks(runs: Sequence[RunSettings], together: bool) -> list[list[RunSettings]]:
-    """The runs in groups that train together, in the order of their first members; each alone unless `together`."""
-    groups: dict[object, list[list[RunSettings]]] = {}
+def stacks(
+    runs: Sequence[RunSettings], together: bool, workers: int = 1, cost: Callable[[RunSettings], float] = lambda run: 1
+) -> list[list[RunSettings]]:
+    """The runs in groups that train together, in the order of their first members; each alone unless `together`.
+
+    Of those that may, every one of the `workers` gets a group where there are as many; each run, in the order in which
+    they are given, joins the group that costs least so far.
+    """
+    alike: dict[object, list[RunSettings]] = {}
     for i, run in enumerate(runs):
         key = stack_key(run) if together else None
-        same = groups.setdefault(i if key is None else key, [[]])
-        if len(same[-1]) == MAX_REPLICAS:
-            same.append([])
-        same[-1].append(run)
-    return [group for same in groups.values() for group in same]
+        alike.setdefault(i if key is None else key, []).append(run)
+    groups = [group for same in alike.values() for group in _shared_out(same, workers, cost)]
+    return sorted(groups, key=lambda group: runs.index(group[0]))
+
+
+def _shared_out(runs: list[RunSettings], workers: int, cost: Callable[[RunSettings], float]) -> list[list[RunSettings]]:
+    groups = [[] for _ in range(min(len(runs), max(workers, math.ceil(len(runs) / MAX_REPLICAS))))]
+    loads = [0.0] * len(groups)
+    for run in runs:
+        free = [i for i, group in enumerate(groups) if len(group) < MAX_REPLICAS]
+        least = min(free, key=lambda i: loads[i])
+        groups[least].append(run)
+        loads[least] += cost(run)
+    return groups

@@ -125,7 +125,7 @@ def _multiplier_adjoint(blocks: Tensor, filters: int, real_pairs: tuple[int, ...
 class FrequencyConvolution(torch.autograd.Function):
     """(image (N, C, H, W), weight (F, C, k, k), bias (F)) -> `F.conv2d` of them, and what the gradients need again.
 
-    Differentiable once. `vmap` makes an ordinary convolution of it.
+    Differentiable once.
     """
 
     @staticmethod
@@ -170,10 +170,6 @@ class FrequencyConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             to_bias = gradient.sum(dim=(0, 2, 3))
         return to_image, to_weight, to_bias
-
-    @staticmethod
-    def vmap(info, in_dims, *operands):
-        return (torch.vmap(F.conv2d, in_dims)(*operands),), (0,)
 
 
 def _transforms(image: torch.Size, weight: torch.Size, dtype: torch.dtype) -> tuple[_Transform, _Transform, _Transform]:

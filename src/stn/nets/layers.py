@@ -21,8 +21,6 @@ class _PatchGradientConv(torch.autograd.Function):
     a multiple of the vector's length.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(image, weight, bias)

@@ -51,8 +51,11 @@ class Classification(Training):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self.stream.to(self.device)
-        if self.device.type == "cuda" and self.slice.count == 1 and self.stream.at_once:
-            self.series = Series(self)
+        graphs = stage == "fit" and self.device.type == "cuda" and self.slice.count == 1 and self.stream.at_once
+        self.series = Series(self) if graphs else None
+
+    def teardown(self, stage: str) -> None:
+        self.series = None  # with it goes the graph's memory
 
     def begin_chunk(self) -> int:
         self.stream.progress = self.steps_done / self.recipe.steps

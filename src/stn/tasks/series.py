@@ -13,9 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from stn.data.streams import Batch
 from stn.tasks.precision import computing
+from stn.transform import constants
 
-# As many numbers of images are drawn at a time, at most, unless one batch has more: 0.25 GB.
-DRAWN_NUMBERS = 2**26
+# As many numbers of images are drawn at a time, at most, unless one batch has more: 0.7 GB at the peak, with the grids
+# by which they are distorted. It decides which images a run on CUDA sees.
+DRAWN_NUMBERS = 2**24
 
 
 class Series:
@@ -99,7 +101,7 @@ class Series:
             self._capture(drawn, rates, optimiser)
         for kept, given in zip(self.drawn, drawn, strict=True):
             kept.copy_(given)
-        self.rates.copy_(torch.tensor(rates), non_blocking=True)
+        self.rates.copy_(torch.tensor(rates, pin_memory=self.device.type == "cuda"), non_blocking=True)
         self.graph.replay()
         # Copies, for the next replay writes there.
         return self.losses.clone(), [(self.logits.clone(), self.drawn[1].flatten(0, 1).clone())]
@@ -109,6 +111,7 @@ class Series:
         self.drawn = tuple(part.clone() for part in drawn)
         self.rates = torch.tensor(rates, device=self.device)
         numbers = [group["lr"] for group in optimiser.param_groups]
+        self.constants = constants.kept()
         optimiser.zero_grad()  # gradients are the graph's own
         self.graph, taken = torch.cuda.CUDAGraph(), []
         with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):

@@ -156,4 +156,4 @@ class Training(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         for name in CARRIED:
-            setattr(self, name, checkpoint[name])
+            setattr(self, name, checkpoint.get(name, getattr(self, name)))  # an earlier version's may lack some

@@ -26,7 +26,9 @@ def trainer_options(run: RunSettings) -> dict:
     return {
         "accelerator": {"cpu": "cpu", "auto": "auto", "cuda": "gpu"}[run.device],
         **run.trainer.model_dump(),
-        "benchmark": True,  # of the ways in which cuDNN may compute a convolution, the fastest is sought
+        # cuDNN computes a convolution in the way that it finds fastest: on CUDA, and there alone, what is measured on
+        # the way decides in which order numbers are added.
+        "benchmark": True,
         "strategy": "ddp" if run.processes > 1 else "auto",
         "plugins": slurm,
         "use_distributed_sampler": False,  # every process tests all images: as fast as one alone, nothing to gather

@@ -78,7 +78,7 @@ def train(
         with tracking(todo[0], provenance, writes) as tracked, quiet():
             trainer = _trainer(todo[0], checkpoint.parent, tracked.loggers, [*saving, *callbacks, *tracked.callbacks])
             device = trainer.strategy.root_device
-            if todo[0].precision == "bf16" and (warning := cost_of_bf16(device)):
+            if "bf16" in {run.precision for run in todo} and (warning := cost_of_bf16(device)):
                 log.warning(warning)
             with _recorded(todo, builts, tracked) as ended:
                 trainer.fit(program, ckpt_path=usable(checkpoint, program.config_hash), weights_only=True)
@@ -95,7 +95,8 @@ def _note_device(trainer: pl.Trainer, program: Training | Stack) -> None:
     """A run that was begun elsewhere says so in its record."""
     for module in getattr(program, "replicas", [program]):
         device = device_name(trainer.strategy.root_device, module.slice.count)
-        if module.devices[-1:] != [device]:
+        to_be_trained = module.steps_done < module.recipe.steps or not module.devices
+        if to_be_trained and module.devices[-1:] != [device]:
             module.devices.append(device)
 
 

@@ -18,8 +18,8 @@ from stn.tasks.series import Series
 class Stack(pl.LightningModule):
     """Trains `replicas`, runs of the same `stack_key`, chunk by chunk together.
 
-    When one diverges the others do not notice. `train_s` of a replica is its share, 1/R, of the time that the stack
-    took.
+    When one diverges the others do not notice. `train_s` of a replica is on the CPU its own time. On CUDA, where none
+    has a time of its own, it is 1/R of the stack's: it tells of all together, and nothing of one beside another.
     Raises: ValueError for replicas that differ in how many steps they take, or in how many there are to a chunk.
     """
 
@@ -48,6 +48,11 @@ class Stack(pl.LightningModule):
             replica.setup(stage)
         self.series = [replica.series or Series(replica) for replica in self.replicas]
 
+    def teardown(self, stage: str) -> None:
+        self.series = []
+        for replica in self.replicas:
+            replica.teardown(stage)
+
     def on_train_start(self) -> None:
         self._stop_when_done()
 
@@ -56,15 +61,19 @@ class Stack(pl.LightningModule):
             self.trainer.should_stop = True
 
     def training_step(self, _: int, batch_idx: int) -> None:
-        started = time.perf_counter()
         pairs = zip(self.optimizers(use_pl_optimizer=False), self.lr_schedulers(), strict=True)
-        # On CUDA all chunks are started here, and waited for below.
-        chunks = [series.train_chunk(*pair) for series, pair in zip(self.series, pairs, strict=True)]
+        started, times, chunks = time.perf_counter(), [], []
+        for series, pair in zip(self.series, pairs, strict=True):
+            chunks.append(series.train_chunk(*pair))  # on CUDA only started
+            times.append(time.perf_counter())
         for replica, series, chunk in zip(self.replicas, self.series, chunks, strict=True):
             series.wait()
             replica.end_chunk(*chunk)
-        for replica in self.replicas:
-            replica.train_s += (time.perf_counter() - started) / len(self.replicas)
+        if self.device.type == "cuda":
+            step = (time.perf_counter() - started) / len(times)
+            times = [started + step * (i + 1) for i in range(len(times))]
+        for replica, begun, ended in zip(self.replicas, [started, *times], times, strict=False):
+            replica.train_s += ended - begun
         self._stop_when_done()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:

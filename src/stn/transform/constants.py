@@ -36,6 +36,11 @@ def constant(make: Make, size: tuple[int, ...], like: Tensor) -> Tensor:
     return found
 
 
+def kept() -> list[Tensor]:
+    """All that is kept: a CUDA graph reads where they are, and does not hold them."""
+    return list(_kept.values())
+
+
 def forget() -> None:
     """Drops all that is kept."""
     _kept.clear()
