@@ -21,9 +21,7 @@ ELAPSED = {"wall_s", "images_per_s", "finished_at"}
 
 @pytest.fixture
 def group(toy_mnist, settings_of):
-    """Call it with a model: three runs that differ in seed, distortion, rates, optimiser and batch, and may share a
-    stack.
-    """
+    """Call it with a model: three runs that differ in seed, distortion, rates and optimiser, and may share a stack."""
 
     def make(model, folder, **recipe):
         def settings(task, *overrides, **more):

@@ -62,18 +62,18 @@ class Stack(pl.LightningModule):
 
     def training_step(self, _: int, batch_idx: int) -> None:
         pairs = zip(self.optimizers(use_pl_optimizer=False), self.lr_schedulers(), strict=True)
-        started, times, chunks = time.perf_counter(), [], []
+        started, own_s, chunks = time.perf_counter(), [], []
         for series, pair in zip(self.series, pairs, strict=True):
+            begun = time.perf_counter()
             chunks.append(series.train_chunk(*pair))  # on CUDA only started
-            times.append(time.perf_counter())
+            own_s.append(time.perf_counter() - begun)
         for replica, series, chunk in zip(self.replicas, self.series, chunks, strict=True):
             series.wait()
             replica.end_chunk(*chunk)
         if self.device.type == "cuda":
-            step = (time.perf_counter() - started) / len(times)
-            times = [started + step * (i + 1) for i in range(len(times))]
-        for replica, begun, ended in zip(self.replicas, [started, *times], times, strict=False):
-            replica.train_s += ended - begun
+            own_s = [(time.perf_counter() - started) / len(chunks)] * len(chunks)
+        for replica, seconds in zip(self.replicas, own_s, strict=True):
+            replica.train_s += seconds
         self._stop_when_done()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
