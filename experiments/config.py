@@ -52,6 +52,7 @@ def refuse_unread(config: DictConfig, plain: DictConfig, run: RunSettings) -> No
     """
     family, classifier = run.task.family, getattr(run.model, "classifier", None)
     its = [[family], ["notes", family], ["steps_of", run.task.name, run.model.name], ["batch_of", classifier]]
+    its.append(["optimiser_of", classifier])
     changed, usual = (flat(OmegaConf.to_container(settings.protocol)) for settings in (config, plain))
     for path in (name.split(".") for name in changed | usual if changed.get(name) != usual.get(name)):
         if not any(path[: len(own)] == own[: len(path)] for own in its):

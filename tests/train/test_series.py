@@ -13,7 +13,8 @@ from stn.train.run import train
 from tests.tiny import SGD, STEP
 
 CELLS = [("mnist_r", "st_fcn_affine"), ("mnist_e", "st_cnn_tps"), ("mnist_tc", "cnn"), ("addition", "fcn")]
-OPTIMISERS = {"adamw": {}, "sgd": {"optimiser": SGD, "schedule": STEP | {"every": 70}}}
+MUON = {"optimiser": {"name": "muon", "lr": 0.002, "weight_decay": 0.1}}
+OPTIMISERS = {"adamw": {}, "muon": MUON, "sgd": {"optimiser": SGD, "schedule": STEP | {"every": 70}}}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 

@@ -1,6 +1,6 @@
 """Distorted MNIST: Table 1 and MNIST addition, Table 4 (Sect. 4.1, App. A.1)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, PositiveInt
 
@@ -12,7 +12,7 @@ from stn.nets.budget import build_within_budget
 from stn.nets.mnist import Architecture
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings, made
 from stn.tasks.classification import Classification
-from stn.tasks.recipe import ClassificationRecipe, Padding, Share
+from stn.tasks.recipe import AdamW, ClassificationRecipe, MuonAdamW, Padding, Sgd, Share
 from stn.tasks.warp_statistics import WarpStatistics
 
 DATA = ("real",)
@@ -43,6 +43,7 @@ class Recipe(ClassificationRecipe):
     `distortion_ramp`: the share of the training in which the distortion grows from none to its full strength.
     """
 
+    optimiser: Annotated[Sgd | AdamW | MuonAdamW, Field(discriminator="name")]
     budget_fraction: float = Field(gt=0, le=1)
     padding: Padding
     antialias: bool

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, StepLR
 
+from stn.tasks.muon import Muon
 from stn.validation import Checked
 
 Padding = Literal["zeros", "border"]  # what a spatial transformer reads outside the image
@@ -27,7 +28,7 @@ class Sgd(Checked):
             raise ValueError("nesterov must be false where momentum is 0")
         return self
 
-    def of(self, groups: list[dict]) -> Optimizer:
+    def of(self, groups: list[dict], net: nn.Module) -> Optimizer:
         options = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
         return torch.optim.SGD(groups, fused=True, **options)  # fused: one kernel for all parameters
 
@@ -37,8 +38,24 @@ class AdamW(Checked):
     lr: NonNegativeFloat
     weight_decay: NonNegativeFloat
 
-    def of(self, groups: list[dict]) -> Optimizer:
+    def of(self, groups: list[dict], net: nn.Module) -> Optimizer:
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+
+
+class MuonAdamW(Checked):
+    """Muon for the weights between a net's input and its outputs, AdamW for biases and the layers of the outputs."""
+
+    name: Literal["muon"]
+    lr: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+
+    def of(self, groups: list[dict], net: nn.Module) -> Optimizer:
+        inner, split = inner_weights(net), []
+        for group in groups:
+            for orthogonal in (True, False):
+                if params := [p for p in group["params"] if (p in inner) == orthogonal]:
+                    split.append(group | {"params": params, "orthogonal": orthogonal})
+        return Muon(split, weight_decay=self.weight_decay, fused=True)
 
 
 class Step(Checked):
@@ -103,7 +120,7 @@ class Recipe(Checked):
         The localisation nets and regression layers of spatial transformers are a group of their own.
         """
         groups = [{"params": params, "lr": self.lr_of(part)} for part, params in parts_of(net).items()]
-        optimiser = self.optimiser.of(groups)
+        optimiser = self.optimiser.of(groups, net)
         return optimiser, self.schedule.of(optimiser, self.steps)
 
 
@@ -122,6 +139,13 @@ def parts_of(net: nn.Module) -> dict[str, list[nn.Parameter]]:
     for name, parameter in net.named_parameters():
         parts["localiser" if is_localiser(name) else "rest"].append(parameter)
     return {part: params for part, params in parts.items() if params}
+
+
+def inner_weights(net: nn.Module) -> set[nn.Parameter]:
+    """The weights of all layers but the last one and the regression layers of spatial transformers."""
+    *_, last = (layer for layer in net.modules() if isinstance(layer, nn.Linear))
+    named = net.named_parameters()
+    return {w for name, w in named if w.ndim > 1 and w is not last.weight and "regression" not in name.split(".")}
 
 
 def is_localiser(name: str) -> bool:
