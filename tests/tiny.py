@@ -16,6 +16,7 @@ def run(settings, *more, **named) -> dict:
 
 NAMES = {"name", "family"}  # by which a group is found
 SGD = {"name": "sgd", "lr": 0.006, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+MUON = {"name": "muon", "lr": 0.002, "weight_decay": 0.1}
 STEP = {"name": "step", "every": 50000, "factor": 0.1}
 
 

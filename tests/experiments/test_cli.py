@@ -12,6 +12,7 @@ from experiments import reproduce
 from experiments.cli import explain
 from experiments.config import compose_config, compose_run, options, run_of
 from stn.families import build, mnist
+from stn.results.records import flat
 
 ROOT = Path(__file__).parents[2]
 VERB = ROOT / "tests" / "train" / "toy_verb.py"
@@ -183,7 +184,7 @@ def test_a_setting_that_the_run_does_not_read_is_refused(toy_mnist, override, na
     assert named in line_of("train", lambda: build(of(*CELL, override)))
 
 
-@pytest.mark.parametrize("name", ["steps_of.mnist_tc.cnn", "batch_of.cnn"])
+@pytest.mark.parametrize("name", ["steps_of.mnist_tc.cnn", "batch_of.cnn", "optimiser_of.cnn.lr"])
 def test_a_setting_of_another_cell_is_refused(toy_mnist, name):
     overrides = ("task=mnist_r", "model=fcn", "protocol=modern", f"protocol.{name}=3")
     assert f"protocol.{name}: " in line_of("train", lambda: build(of(*overrides)))
@@ -195,11 +196,12 @@ def test_a_setting_of_another_cell_is_refused(toy_mnist, name):
         ("mnist_r", "st_cnn_tps", "batch_of.cnn", "batch_size"),
         ("mnist_tc", "cnn", "steps_of.mnist_tc.cnn", "steps"),
         ("addition", "cnn", "batch_of.cnn", "batch_size"),
+        ("mnist_p", "cnn", "optimiser_of.cnn.lr", "optimiser.lr"),
     ],
 )
 def test_a_setting_of_the_own_cell_counts(task, model, name, read):
     run = of(f"task={task}", f"model={model}", "protocol=modern", f"protocol.{name}=9")
-    assert run.recipe[read] == 9
+    assert flat(run.recipe)[read] == 9
     assert run.protocol != "modern"
 
 

@@ -262,7 +262,7 @@ def recipe(name, value):
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("optimiser.name", "adam", "sgd, adamw"),
+        ("optimiser.name", "adam", "sgd, adamw, muon"),
         ("schedule.name", "cosine", "step, milestones, one_cycle"),
         ("padding", "reflect", "zeros, border"),
         ("steps", 1.5, "an integer"),
@@ -273,7 +273,7 @@ def recipe(name, value):
         ("optimiser.lr", False, "a number"),
         ("optimiser.nesterov", 1, "true or false"),
         ("optimiser.nesterov", "false", "true or false"),
-        ("optimiser.name", 1, "sgd, adamw"),
+        ("optimiser.name", 1, "sgd, adamw, muon"),
         ("steps", 0, "more than 0"),
         ("steps", -5, "more than 0"),
         ("batch_size", 0, "more than 0"),

@@ -5,6 +5,7 @@ import pytest
 from stn.many.cost import OVERHEAD_FLOP_PER_PIXEL, run_cost
 from stn.nets.budget import build_within_budget
 from stn.nets.mnist import Fcn
+from tests.tiny import MUON
 
 
 @pytest.fixture
@@ -22,6 +23,16 @@ def test_the_cost_grows_with_steps_and_batch_size(cost):
     once = cost("mnist_r", "st_fcn_tps", steps=10, batch_size=4)
     assert cost("mnist_r", "st_fcn_tps", steps=20, batch_size=4) == 2 * once
     assert cost("mnist_r", "st_fcn_tps", steps=10, batch_size=12) == 3 * once
+
+
+def test_muons_products_cost_the_same_for_every_batch(cost):
+    plain, with_muon = (
+        [cost("mnist_r", "fcn", steps=10, batch_size=n, budget_fraction=1.0, **more) for n in (4, 256)]
+        for more in ({}, {"optimiser": MUON})
+    )
+    a = 208  # units of both layers
+    wide, square = 2 * 2 * a * a * 784 + (5 + 4 + 8) * 2 * a**3, 5 * 3 * 2 * a**3
+    assert [more - less for more, less in zip(with_muon, plain, strict=True)] == [10 * (wide + square)] * 2
 
 
 def test_a_larger_canvas_and_more_layers_cost_more(cost):

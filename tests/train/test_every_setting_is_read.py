@@ -10,7 +10,7 @@ from omegaconf.errors import InterpolationKeyError
 from experiments.config import CONF, compose_run, options
 from stn.families import FAMILIES, family
 from stn.settings import AnyModel
-from tests.tiny import SGD, STEP, unread
+from tests.tiny import MUON, SGD, STEP, unread
 
 MODELS = {name: AnyModel(**yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())) for name in options("model")}
 TABLE_1 = {name for name in MODELS if name in ("fcn", "cnn") or name.startswith(("st_", "st2_"))}
@@ -44,7 +44,9 @@ def test_every_family_is_tried():
     assert HAS.keys() == FAMILIES.keys()
 
 
-@pytest.mark.parametrize("recipe", [{}, {"optimiser": SGD, "schedule": STEP}], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "recipe", [{}, {"optimiser": MUON}, {"optimiser": SGD, "schedule": STEP}], ids=["adamw", "muon", "sgd"]
+)
 @pytest.mark.parametrize(("task", "model"), [("mnist_r", "st_fcn_affine"), ("addition", "st2_fcn_affine")])
 def test_each_key_of_the_digits_is_read(toy_mnist, settings_of, monkeypatch, task, model, recipe):
     monkeypatch.setattr("stn.families.mnist.prepare_mnist", lambda data_dir: None)

@@ -10,11 +10,10 @@ import torch
 from stn.families import build
 from stn.tasks.series import Series
 from stn.train.run import train
-from tests.tiny import SGD, STEP
+from tests.tiny import MUON, SGD, STEP
 
 CELLS = [("mnist_r", "st_fcn_affine"), ("mnist_e", "st_cnn_tps"), ("mnist_tc", "cnn"), ("addition", "fcn")]
-MUON = {"optimiser": {"name": "muon", "lr": 0.002, "weight_decay": 0.1}}
-OPTIMISERS = {"adamw": {}, "muon": MUON, "sgd": {"optimiser": SGD, "schedule": STEP | {"every": 70}}}
+OPTIMISERS = {"adamw": {}, "muon": {"optimiser": MUON}, "sgd": {"optimiser": SGD, "schedule": STEP | {"every": 70}}}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
