@@ -175,6 +175,7 @@ class Contenders:
         module = self._module()
         net = made(module.net).to(memory_format=torch.contiguous_format)
         recipe = module.recipe
+        # AdamW for Muon, too: torch's own takes no filters.
         make = torch.optim.SGD if recipe.optimiser.name == "sgd" else torch.optim.AdamW
         optimiser = make(net.parameters(), lr=recipe.optimiser.lr, weight_decay=recipe.optimiser.weight_decay)
 
