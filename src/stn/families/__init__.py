@@ -19,6 +19,7 @@ from stn.data.errors import one_line
 from stn.data.seeds import stream_seed
 from stn.results.records import RunKey
 from stn.settings import Experiment, RunSettings
+from stn.tasks.recipe import Recipe
 from stn.tasks.training import Training
 
 # Family -> its module. Addition is distorted MNIST with a recipe of its own.
@@ -88,6 +89,12 @@ def network(experiment: Experiment) -> Network:
         return family(experiment).network(experiment)
     except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:  # of a value that nothing else refused
         raise _unusable(experiment, error) from error
+
+
+def recipe(experiment: Experiment) -> Recipe:
+    """How a run is trained. Raises: ValueError, as `network` does."""
+    module = family(experiment)
+    return experiment.read(module.Task, module.Model, module.Recipe)[2]
 
 
 def seeded_network(run: RunSettings) -> Network:

@@ -6,11 +6,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stn.families import network
+from stn.families import network, recipe
 from stn.nets.frequency import FrequencyConv2d, pays, products
 from stn.settings import Experiment
-from stn.tasks.muon import orthogonal
-from stn.tasks.recipe import inner_weights
 
 # What a step costs per pixel or voxel besides the network's products (distortion, sampling, Python), in FLOP.
 OVERHEAD_FLOP_PER_PIXEL = 2500
@@ -33,12 +31,8 @@ def run_cost(experiment: Experiment, on_cpu: bool = True) -> float:
                 layer.register_forward_hook(lambda *call: saved.append(_saved_flop(*call, batch)))
         with FlopCounterMode(display=False) as counter:
             net(image)
-        flop = counter.get_total_flops() - sum(saved)
-        with FlopCounterMode(display=False) as counter:
-            if experiment.recipe["optimiser"]["name"] == "muon":
-                for weight in inner_weights(net):
-                    orthogonal(weight.flatten(1))
-    step = batch * (3 * flop + OVERHEAD_FLOP_PER_PIXEL * math.prod(in_shape[1:])) + counter.get_total_flops()
+    flop = counter.get_total_flops() - sum(saved)
+    step = batch * (3 * flop + OVERHEAD_FLOP_PER_PIXEL * math.prod(in_shape[1:])) + recipe(experiment).update_flop(net)
     return experiment.recipe["steps"] * step
 
 

@@ -7,8 +7,9 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, StepLR
+from torch.utils.flop_counter import FlopCounterMode
 
-from stn.tasks.muon import Muon
+from stn.tasks.muon import Muon, orthogonal
 from stn.validation import Checked
 
 Padding = Literal["zeros", "border"]  # what a spatial transformer reads outside the image
@@ -52,10 +53,17 @@ class MuonAdamW(Checked):
     def of(self, groups: list[dict], net: nn.Module) -> Optimizer:
         inner, split = inner_weights(net), []
         for group in groups:
-            for orthogonal in (True, False):
-                if params := [p for p in group["params"] if (p in inner) == orthogonal]:
-                    split.append(group | {"params": params, "orthogonal": orthogonal})
+            for is_inner in (True, False):
+                if params := [p for p in group["params"] if (p in inner) == is_inner]:
+                    split.append(group | {"params": params, "orthogonal": is_inner})
         return Muon(split, weight_decay=self.weight_decay, fused=True)
+
+    def flop(self, net: nn.Module) -> int:
+        """Of the matrix products in one step."""
+        with FlopCounterMode(display=False) as counter:
+            for weight in inner_weights(net):
+                orthogonal(weight.detach().flatten(1))
+        return counter.get_total_flops()
 
 
 class Step(Checked):
@@ -122,6 +130,10 @@ class Recipe(Checked):
         groups = [{"params": params, "lr": self.lr_of(part)} for part, params in parts_of(net).items()]
         optimiser = self.optimiser.of(groups, net)
         return optimiser, self.schedule.of(optimiser, self.steps)
+
+    def update_flop(self, net: nn.Module) -> int:
+        """FLOP of the matrix products in one step of the optimiser."""
+        return self.optimiser.flop(net) if isinstance(self.optimiser, MuonAdamW) else 0
 
 
 class ClassificationRecipe(Recipe):
