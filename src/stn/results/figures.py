@@ -39,8 +39,8 @@ def learning_curves(path: Path, records: Iterable[Mapping[str, Any]], task: str)
             ax.plot(run["curve"]["step"], values, label=run["model"] if first else None, **style)
             labelled.add(run["model"])
         ax.set(xlabel="step", ylabel=label, yscale="log")
-        if runs and max(run["curve"]["step"][-1] for run in runs) >= 100_000:
-            ax.locator_params(axis="x", nbins=4)  # labels of six digits run into each other
+        if runs and max(run["curve"]["step"][-1] for run in runs) >= 10_000:
+            ax.locator_params(axis="x", nbins=4)  # labels of five digits touch
         _scale(ax, "y", *ax.get_ylim(), log=True)
         ax.grid(alpha=0.3)
     if models:
