@@ -51,8 +51,10 @@ def refuse_unread(config: DictConfig, plain: DictConfig, run: RunSettings) -> No
     Compared as written, before interpolation: what a setting changes by way of another is not counted.
     """
     family, classifier = run.task.family, getattr(run.model, "classifier", None)
-    its = [[family], ["notes", family], ["steps_of", run.task.name, run.model.name], ["batch_of", classifier]]
-    its.append(["optimiser_of", classifier])
+    shared = {"steps_of": [run.task.name, run.model.name], "batch_of": [classifier], "optimiser_of": [classifier]}
+    written = str(OmegaConf.to_container(plain.protocol[family]))
+    its = [[name, *part] for name, part in shared.items() if f"protocol.{name}." in written]
+    its += [[family], ["notes", family]]
     changed, usual = (flat(OmegaConf.to_container(settings.protocol)) for settings in (config, plain))
     for path in (name.split(".") for name in changed | usual if changed.get(name) != usual.get(name)):
         if not any(path[: len(own)] == own[: len(path)] for own in its):

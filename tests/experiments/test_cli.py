@@ -184,9 +184,18 @@ def test_a_setting_that_the_run_does_not_read_is_refused(toy_mnist, override, na
     assert named in line_of("train", lambda: build(of(*CELL, override)))
 
 
-@pytest.mark.parametrize("name", ["steps_of.mnist_tc.cnn", "batch_of.cnn", "optimiser_of.cnn.lr"])
-def test_a_setting_of_another_cell_is_refused(toy_mnist, name):
-    overrides = ("task=mnist_r", "model=fcn", "protocol=modern", f"protocol.{name}=3")
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        ("mnist_r fcn", "steps_of.mnist_tc.cnn"),
+        ("mnist_r fcn", "batch_of.cnn"),
+        ("mnist_r fcn", "optimiser_of.cnn.lr"),
+        ("addition cnn", "optimiser_of.cnn.lr"),  # has an optimiser of its own
+    ],
+)
+def test_a_setting_of_another_cell_is_refused(toy_mnist, cell, name):
+    task, model = cell.split()
+    overrides = (f"task={task}", f"model={model}", "protocol=modern", f"protocol.{name}=3")
     assert f"protocol.{name}: " in line_of("train", lambda: build(of(*overrides)))
 
 
