@@ -86,8 +86,8 @@ def test_a_protocol_says_in_a_line_what_it_is_and_names_every_setting_of_the_pap
     some = {"modern": {"mnist", "addition"}, "part": {"svhn", "cub", "cub_coloc"}}
     families = some.get(protocol, set(FAMILIES))
     assert content["notes"].keys() == families
-    assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of", "batch_of"}
-    assert content.get("batch_of", {}).keys() <= {"fcn", "cnn"}
+    assert content.keys() - {"name", "notes", *FAMILIES} <= {"steps_of", "batch_of", "optimiser_of"}
+    assert all(content.get(name, {}).keys() <= {"fcn", "cnn"} for name in ("batch_of", "optimiser_of"))
     by_task = content.get("steps_of", {})
     assert by_task.keys() <= set(options("task"))
     of_models = [by_model for by_model in by_task.values() if isinstance(by_model, dict)]  # else of all models

@@ -119,8 +119,10 @@ def test_a_series_takes_the_steps_of_its_images_at_their_rates(
         assert curve[chunk][0] == pytest.approx(sum(losses) / 50, rel=1e-3)
         assert curve[chunk][1] == pytest.approx(100 * sum(wrong) / len(wrong), abs=0.3)
     assert rates(of_ours) == rates(of_same)
+    # Of a batch of eight a gradient has few directions; Muon makes steps also of the rounding in all others.
+    atol = 1e-2 if optimiser == "muon" else 2e-3
     for a, b in zip(ours.net.parameters(), same.net.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3)
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=atol)
 
 
 def test_a_series_lasts_as_long_as_the_training(monkeypatch, module_of):
