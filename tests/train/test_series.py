@@ -92,13 +92,16 @@ def imagined_graphs(monkeypatch):
 @pytest.mark.parametrize("length", [50, 25])
 @pytest.mark.parametrize(
     ("task", "model", "optimiser"),
-    [*((*cell, optimiser) for cell in CELLS for optimiser in ("adamw", "sgd")), ("mnist_r", "st_fcn_affine", "muon")],
+    [*((*cell, optimiser) for cell in CELLS for optimiser in ("adamw", "sgd")), ("addition", "fcn", "muon")],
 )
 def test_a_series_takes_the_steps_of_its_images_at_their_rates(
     monkeypatch, imagined_graphs, module_of, task, model, optimiser, length
 ):
     ours, of_ours, its_schedule = module_of(task, model, **OPTIMISERS[optimiser])
     same, of_same, other = module_of(task, model, **OPTIMISERS[optimiser])
+    if optimiser == "muon":  # it lifts rounding to whole steps in directions that a batch of eight does not have
+        for module in (ours, same):
+            module.net.double().register_forward_pre_hook(lambda net, images: images[0].double())
     monkeypatch.setattr("stn.tasks.series.DRAWN_NUMBERS", length * 8 * math.prod(ours.stream.shape))
     replayed = imagined_graphs(ours, of_ours)
     curve = chunks_of(ours, of_ours, its_schedule, 3)
@@ -119,10 +122,8 @@ def test_a_series_takes_the_steps_of_its_images_at_their_rates(
         assert curve[chunk][0] == pytest.approx(sum(losses) / 50, rel=1e-3)
         assert curve[chunk][1] == pytest.approx(100 * sum(wrong) / len(wrong), abs=0.3)
     assert rates(of_ours) == rates(of_same)
-    # Of a batch of eight a gradient has few directions; Muon makes steps also of the rounding in all others.
-    atol = 1e-2 if optimiser == "muon" else 2e-3
     for a, b in zip(ours.net.parameters(), same.net.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=atol)
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=2e-3)
 
 
 def test_a_series_lasts_as_long_as_the_training(monkeypatch, module_of):
