@@ -3,7 +3,11 @@
 import importlib
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +49,55 @@ def test_local_workers_share_the_gpus_of_this_machine(monkeypatch, tmp_path):
     job = importlib.import_module("job_that_meets").job
     ended = [event for event in pool.run_all([["a"], ["b"]], 2, job=job) if isinstance(event, Finished)]
     assert sorted(event.records[0] for event in ended) == ["3", "5"]
+
+
+@pytest.mark.parametrize("how", ["ctrl+c", "SIGINT", "SIGKILL"])
+def test_workers_end_with_their_caller_and_begin_nothing_more(tmp_path, how):
+    """A job takes forever; were a worker to go on, it would begin one of the other jobs, or the caller wait for it."""
+    (tmp_path / "job_without_end.py").write_text(
+        "import os, pathlib, time\n"
+        "from stn.many.pool import run_all\n"
+        "def job(stack, deadline, progress):\n"
+        "    begun = pathlib.Path(__file__).parent / f'{stack[0]}.begun'\n"
+        "    begun.with_suffix('.tmp').write_text(str(os.getpid()))\n"
+        "    begun.with_suffix('.tmp').rename(begun)\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    from job_without_end import job\n"
+        "    list(run_all([[name] for name in 'abcdef'], 2, job=job))\n"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, tmp_path / "job_without_end.py"], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        begun = wait_for(lambda: sorted(tmp_path.glob("*.begun")), lambda files: len(files) == 2)
+        if how == "ctrl+c":
+            os.killpg(caller.pid, signal.SIGINT)
+        else:
+            caller.send_signal(getattr(signal, how))
+        error = caller.communicate(timeout=60)[1]
+        workers = [int(file.read_text()) for file in begun]
+        assert not wait_for(lambda: [pid for pid in workers if is_running(pid)], lambda running: not running)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(caller.pid, signal.SIGKILL)
+    assert sorted(tmp_path.glob("*.begun")) == begun
+    assert error.count("Traceback") <= 1  # the caller's
+
+
+def wait_for(look, enough):
+    """What `look` sees as soon as that is `enough`, or after a minute."""
+    until = time.monotonic() + 60
+    while not enough(seen := look()) and time.monotonic() < until:
+        time.sleep(0.05)
+    return seen
+
+
+def is_running(pid):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from stn.settings import RunSettings
@@ -59,7 +62,8 @@ def run_all(
     """Trains all stacks (lists of settings that share a `stack_key`, most often of one) in order, `workers` at a time.
 
     Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others. Workers end
-    when the caller's process does, even when it is killed. After the `deadline`, a time.time(), none is started.
+    at once when the caller is interrupted, by Ctrl+C say, or closes this generator, or its process ends, even killed:
+    a run goes on from its last checkpoint. After the `deadline`, a time.time(), none is started.
     `job(stack, deadline, progress)` may be another function than `train_stack`; `stacks` holds what it takes.
     On a machine with several GPUs each worker sees one of them, in turn.
     """
@@ -69,7 +73,8 @@ def run_all(
     here = visible_gpus()
     for worker in range(workers):
         gpus.put(here[worker % len(here)] if here else None)
-    with ProcessPoolExecutor(workers, context, _start_worker, (queue, gpus)) as pool:
+    lifeline, ours = context.Pipe(duplex=False)
+    with ours, lifeline, ProcessPoolExecutor(workers, context, _start_worker, (queue, gpus, lifeline)) as pool:
         pending = {pool.submit(_run, i, job, stack, deadline): i for i, stack in enumerate(stacks)}
         try:
             while pending:
@@ -80,6 +85,7 @@ def run_all(
                     error = future.exception()
                     yield Finished(pending.pop(future), None if error else future.result(), error)
         except (GeneratorExit, KeyboardInterrupt):
+            ours.close()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -93,7 +99,7 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
 
 
-def _start_worker(queue, gpus) -> None:
+def _start_worker(queue, gpus, lifeline: Connection) -> None:
     global _queue
     _queue = queue
     gpu = gpus.get()
@@ -101,8 +107,15 @@ def _start_worker(queue, gpus) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all in a terminal; the caller ends its workers
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+
+
+def _end_with(lifeline: Connection) -> None:
+    """Ends this process when the other end is closed, by the caller or with its process."""
+    with suppress(EOFError):
+        lifeline.recv()
+    os._exit(1)
 
 
 def _run(index: int, job: Callable, stack: list, deadline: float | None) -> list[dict]:
