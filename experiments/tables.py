@@ -7,16 +7,18 @@ from pathlib import Path
 
 from experiments.cli import main
 from stn.results.bench_table import bench_table
-from stn.results.records import DATA_KINDS, read_records, records_root
+from stn.results.records import DATA_KINDS, read_records, records_root, sweeps_dir
 from stn.results.spec import NAME
+from stn.results.sweeps import sweeps_of, sweeps_page
 from stn.results.tables import FORMATS, load_table, render_table, select
 
-RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})|bench_step_\w+\.md")
+SWEEPS = "sweeps.md"
+RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})|bench_step_\w+\.md|{re.escape(SWEEPS)}")
 
 
 def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
-    """Every table × (protocol, data) for which at least one record fills a cell, and the benchmark's."""
-    records = [record for data in DATA_KINDS for record in read_records(records_root(results_dir, data))]
+    """Every table × (protocol, data) that has a record in a cell, the benchmarks, and a page of the sweeps."""
+    records = _records(results_dir)
     paths = []
     for spec in [load_table(path) for path in sorted((conf_dir / "table").glob("*.yaml"))]:
         for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):
@@ -26,7 +28,15 @@ def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
         paths.append(out_dir / f"bench_{measured.stem}.md")
         out_dir.mkdir(parents=True, exist_ok=True)
         paths[-1].write_text(bench_table(measured), encoding="utf-8", newline="\n")
+    if sweeps := sweeps_of(_records(sweeps_dir(results_dir))):
+        paths.append(out_dir / SWEEPS)
+        paths[-1].write_text(sweeps_page(sweeps), encoding="utf-8", newline="\n")
     return paths
+
+
+def _records(results_dir: Path) -> list[dict]:
+    """Of all kinds of data."""
+    return [record for data in DATA_KINDS for record in read_records(records_root(results_dir, data))]
 
 
 def embed(text: str, tables: dict[str, Path]) -> str:

@@ -5,13 +5,21 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, JsonValue, NonNegativeInt, PlainValidator, PositiveInt
 
-from stn.results.records import Name, RunKey, config_hash, flat, read_record, record_path, records_root, sweeps_dir
+from stn.results.records import (
+    USUAL,
+    USUAL_RECIPE,
+    Name,
+    RunKey,
+    config_hash,
+    flat,
+    read_record,
+    record_path,
+    records_root,
+    sweeps_dir,
+)
 from stn.validation import Checked, checked
 
 Stack = Literal["auto", True, False]
-# What a record's settings name only where it is another: most records are older than these settings.
-USUAL = {"data": "real", "precision": "float32"}
-USUAL_RECIPE = {"label_smoothing": 0.0, "distortion_ramp": 0.0}
 
 
 def _folder(given: Any) -> Path:

@@ -229,6 +229,14 @@ def test_at_a_glance_is_a_picture_of_each_table_that_has_numbers_of_the_papers(p
     ]
 
 
+@pytest.mark.parametrize(
+    ("data", "told"), [("real", ""), ("subset", ", part of the real data"), ("standin", ", stand-in data")]
+)
+def test_the_list_of_tables_says_which_data_each_is_on(project, record, data, told):
+    page, _ = project(record(data=data))
+    assert f"Golden: two distortions, fast{told}" in [text for _, text in page.all("a")]
+
+
 def test_sweeps_show_what_differed_beside_what_came_of_it(project, record):
     def config(lr, model="fcn"):
         return {"model": {"name": model}, "recipe": {"lr": lr, "steps": 20}, "protocol_note": "note", "seed": 0}

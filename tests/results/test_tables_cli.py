@@ -8,7 +8,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.tables import tables
-from stn.results.records import record_path, run_key, write_records
+from stn.results.records import record_path, records_root, run_key, write_records
 
 
 @pytest.fixture
@@ -35,6 +35,25 @@ def test_renders_each_protocol_and_kind_of_data(project):
     names = {path.name for path in project.tables.iterdir()}
     stems = ("tablegolden_fast", "tablegolden_smoke_standin")
     assert names == {f"{stem}.{suffix}" for stem in stems for suffix in ("md", "csv", "tex")}
+
+
+def test_sweeps_have_a_page_with_the_settings_that_differ_and_none_left_out(project, record):
+    """A record is silent about a setting that is at its usual value; the page is not."""
+    sweeps = project.tables.parent / "sweeps"
+    for protocol, wrong, recipe in (("fast-aa", 30, {"lr": 0.1}), ("fast-bb", 10, {"lr": 0.1, "distortion_ramp": 0.3})):
+        made = record(protocol=protocol, wrong=wrong, data="subset", config={"recipe": recipe, "protocol_note": wrong})
+        write_records({record_path(records_root(sweeps, "subset"), run_key(made)): made})
+    assert project() == 0
+    page = (project.tables / "sweeps.md").read_text()
+    assert page.partition("## ")[2].split("\n")[0] == "mnist_r, fcn: departures from fast, part of the real data"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    assert rows == [
+        ["variant", "recipe.distortion_ramp", "runs", "test/error_pct"],
+        ["fast-bb", "0.3", "1 ok", "1"],
+        ["fast-aa", "0", "1 ok", "3"],
+    ]
+    (project.tables / "sweeps.md").write_text("by hand")
+    assert project("check=true") == 1
 
 
 def test_check_passes_on_what_was_rendered_and_writes_nothing(project, capsys):

@@ -22,6 +22,10 @@ from stn.validation import Checked, problem
 
 SCHEMA = 2
 DATA_KINDS = ("real", "subset", "standin")  # subset: a listed part of the real data (conf/subset)
+DATA_NOTES = {"real": "", "subset": ", part of the real data", "standin": ", stand-in data"}  # behind a title
+# What a record's settings name only where it is another: most records are older than these settings.
+USUAL = {"data": "real", "precision": "float32"}
+USUAL_RECIPE = {"label_smoothing": 0.0, "distortion_ramp": 0.0}
 WRONG_ENCODING = "base64 of zlib of numpy.packbits, shape (draws, n_test)"
 CHECKSUM = "checksum"  # the last key of a file: of all others
 

@@ -13,11 +13,20 @@ import yaml
 from stn.results.claims import judge_claims
 from stn.results.figures import AGREEMENT_DPI, agreement_figure, learning_curves, table_figure
 from stn.results.pictures import Picture, picture, pictures_of
-from stn.results.records import DATA_KINDS, RecordError, read_record, record_path, records_root, run_key, sweeps_dir
+from stn.results.records import (
+    DATA_KINDS,
+    DATA_NOTES,
+    RecordError,
+    read_record,
+    record_path,
+    records_root,
+    run_key,
+    sweeps_dir,
+)
 from stn.results.sheets import DPI
 from stn.results.spec import TableSpec
 from stn.results.statistics import VERDICT_RULE
-from stn.results.sweeps import Study, studies, sweeps_of
+from stn.results.sweeps import Study, short, studies, sweeps_of
 from stn.results.tables import CLAIMS_NOTE, Record, cell_text, describe, load_table, select, table_cells, table_stem
 
 TITLE = "Spatial Transformer Networks, replicated"
@@ -112,7 +121,8 @@ def section(
         "command": _command("reproduce", settings, data),
         "spec": spec,
         "protocol": protocol,
-        "standin": data != "real",
+        "data": data,
+        "data_note": DATA_NOTES[data],
         "cells": cells,  # by (row, task)
         "counts": Counter(cell["verdict"] if cell["runs"] else "missing" for cell in cells.values()),
         "claims": judge_claims(spec, chosen),
@@ -217,7 +227,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "utc": _utc, "yaml": _yaml, "short": _short}
+    environment.filters |= {"duration": duration, "utc": _utc, "yaml": _yaml, "short": short}
     return environment
 
 
@@ -235,13 +245,6 @@ def duration(seconds: float | None) -> str:
 def _utc(time: str) -> str:
     """A record's time, ISO in UTC, to the minute."""
     return f"{time[:16].replace('T', ' ')} UTC"
-
-
-def _short(value: Any) -> str:
-    """A number to four digits, and a dash where there is nothing."""
-    if isinstance(value, float):
-        return "–" if pd.isna(value) else f"{value:.4g}"
-    return "–" if value is None else str(value)
 
 
 def _yaml(value: Mapping[str, Any]) -> str:

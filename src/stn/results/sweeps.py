@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stn.results.records import flat, run_key
+from stn.results.records import DATA_NOTES, USUAL, USUAL_RECIPE, flat, run_key
 
 Record = Mapping[str, Any]
 NOT_SETTINGS = ("seed", "protocol_note")
+PAGE = """# Runs with changed settings
+
+In no table, and on held-out training images where the metric says so: what was tried on the way to a protocol. Of each
+task, model and protocol the settings that differ among its runs, the best first; a variant's record is
+`results/sweeps/[subset/]runs/<task>/<model>/<variant>/seed<k>.json`."""
 METRICS = ("heldout/error_pct", "test/error_pct", "test/accuracy_pct", "test/correct_pct")
 
 
@@ -39,10 +44,25 @@ def sweeps_of(records: Iterable[Record]) -> list[Sweep]:
         groups.setdefault((record["task"], record["model"], protocol, record["data"]), []).append(record)
     sweeps = []
     for (task, model, protocol, data), members in sorted(groups.items()):
-        standin = "" if data == "real" else ", stand-in data"
-        title = f"{task}, {model}: departures from {protocol}{standin}"
+        title = f"{task}, {model}: departures from {protocol}{DATA_NOTES[data]}"
         sweeps.append(Sweep(title, _rows(members), tuple(sorted(members, key=run_key))))
     return sweeps
+
+
+def sweeps_page(sweeps: Iterable[Sweep]) -> str:
+    """A page in Markdown: a heading and a table for each."""
+    parts = [PAGE]
+    for sweep in sweeps:
+        rows = sweep.rows.apply(lambda column: column.map(short))
+        parts += [f"## {sweep.title}", rows.to_markdown(index=False, disable_numparse=True)]
+    return "\n\n".join(parts) + "\n"
+
+
+def short(value: Any) -> str:
+    """A number to four digits, and a dash where there is nothing."""
+    if isinstance(value, float):
+        return "–" if pd.isna(value) else f"{value:.4g}"
+    return "–" if value is None else str(value)
 
 
 def studies(folder: Path) -> list[Study]:
@@ -67,7 +87,7 @@ def _rows(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         variants.setdefault(record["protocol"], []).append(record)
     metric = next((name for name in METRICS for r in records if name in (r["metrics"] or {})), METRICS[1])
-    configs = [{k: v for k, v in runs[0]["config"].items() if k not in NOT_SETTINGS} for runs in variants.values()]
+    configs = [_settings(runs[0]["config"]) for runs in variants.values()]
     rows = []
     for (name, runs), settings in zip(variants.items(), differing(configs), strict=True):
         values = [r["metrics"][metric] for r in runs if r["status"] == "ok" and metric in r["metrics"]]
@@ -77,3 +97,9 @@ def _rows(records: Sequence[Record]) -> pd.DataFrame:
         rows.append({"variant": name, **settings, "runs": state, metric: result})
     best_first = metric.endswith("error_pct")
     return pd.DataFrame(rows).sort_values([metric, "variant"], ascending=[best_first, True], ignore_index=True)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is not the same for every seed, and what is left unsaid."""
+    said = {name: value for name, value in config.items() if name not in NOT_SETTINGS}
+    return USUAL | said | {"recipe": USUAL_RECIPE | said["recipe"]}
