@@ -26,7 +26,8 @@ def main(verb: Callable[..., Any]) -> None:
     """Runs a verb with the settings of conf/<its name>.yaml, changed by the key=value of the command line."""
     name, arguments = verb.__name__, sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
-        print(help_text(sys.modules[verb.__module__].__doc__, name))
+        with errors_in_a_line():
+            print(help_text(sys.modules[verb.__module__].__doc__, name))
         return
     verbose = "-v" in arguments
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign shows another in its place
@@ -56,6 +57,7 @@ def errors_in_a_line(config: str = "train", verbose: bool = False, chosen: Seque
     """
     try:
         yield
+        sys.stdout.flush()  # here, and not when Python ends, is a reader missed that has gone
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")
     except BrokenPipeError:  # whoever reads has had enough, as `head` has
@@ -149,7 +151,7 @@ def described(name: str) -> tuple[dict[str, str], dict[str, str]]:
     head = re.match(r"(#.*\n)*", text).end()
     for block in re.split(r"\n(?=\S)", text[head:].strip()):
         key, lines = block.partition(":")[0], textwrap.indent(comment + block.rstrip(), "  ")
-        comment = f"{block}\n" if block.startswith("#") else ""
+        comment = f"{comment}{block}\n" if block.startswith("#") else ""
         if not comment and key not in ("defaults", "hydra"):
             explained.pop(key, None)
             explained[key] = lines

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 
@@ -62,6 +63,15 @@ def test_help_says_what_a_verb_does_and_names_its_groups_and_keys(monkeypatch, c
     assert all(option in said for group in groups for option in options(group))
     assert "defaults" not in said
     assert "hydra:" not in said
+    above_a_key = re.findall(r"(?<=\n)#.*", (CONF / f"{name}.yaml").read_text(encoding="utf-8").partition("\n\n")[2])
+    assert all(f"  {line}" in said for line in above_a_key)
+
+
+def test_a_reader_who_has_had_enough_of_the_help_hears_no_complaint():
+    command = [sys.executable, "-m", "experiments.train", "--help"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_help_needs_no_torch_and_no_hydra():
