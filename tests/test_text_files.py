@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
-    path for folder in ("src", "experiments", "tools", "hydra_plugins") for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("src", "experiments", "tools") for path in (ROOT / folder).rglob("*.py")
 )
 ENCODING_AT = {
     "open": 3,
