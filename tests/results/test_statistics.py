@@ -31,7 +31,10 @@ def test_one_seed_has_no_interval():
         (0.85, None, 0.7, True, "match"),  # 0.15 points
         (0.86, None, 0.7, True, "worse"),
         (0.54, None, 0.7, True, "better"),
-        (0.86, 0.2, 0.7, True, "match"),  # our noise
+        (0.86, 0.2, 0.7, True, "undecided"),  # within our noise, which is no match
+        (0.86, 0.1, 0.7, True, "worse"),
+        (0.80, 0.2, 0.7, True, "match"),
+        (74.0, 9.0, 82.3, False, "undecided"),
         (5.95, None, 5.2, True, "match"),  # 15 % of 5.2 is 0.78
         (6.05, None, 5.2, True, "worse"),
         (84.9, None, 82.3, False, "match"),  # 15 % of the error, 17.7, is 2.655

@@ -13,7 +13,7 @@ from stn.results.sheets import LABEL_SIZE, WIDTH_INCHES, save
 from stn.results.statistics import TOLERANCE_PP, TOLERANCE_RELATIVE
 
 OURS, PAPER = "#1f5fa8", "#d1495b"
-VERDICT_COLOURS = {"match": "#2a8f4b", "better": "#1f5fa8", "worse": "#d1495b"}
+VERDICT_COLOURS = {"match": "#2a8f4b", "better": "#1f5fa8", "worse": "#d1495b", "undecided": "#a08a2c"}
 AGREEMENT_INCHES = 3.3  # three of them side by side on a page, one on a phone
 AGREEMENT_DPI = 200
 

@@ -30,7 +30,7 @@ from stn.results.sweeps import Study, short, studies, sweeps_of
 from stn.results.tables import CLAIMS_NOTE, Record, cell_text, describe, load_table, select, table_cells, table_stem
 
 TITLE = "Spatial Transformer Networks, replicated"
-VERDICTS = ("match", "better", "worse", "missing")
+VERDICTS = ("match", "better", "worse", "undecided", "missing")
 NO_RESULT = "smoke"  # a protocol that only shows that everything runs
 
 

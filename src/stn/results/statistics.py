@@ -14,8 +14,8 @@ CONFIDENCE = 0.95
 TOLERANCE_PP = 0.15
 TOLERANCE_RELATIVE = 0.15
 VERDICT_RULE = (
-    "A cell is a match when it differs from the paper by no more than the largest of its interval, "
-    f"{TOLERANCE_PP} points, and {100 * TOLERANCE_RELATIVE:g} % of the paper's error."
+    f"A cell is a match when it differs from the paper by no more than {TOLERANCE_PP} points or "
+    f"{100 * TOLERANCE_RELATIVE:g} % of the paper's error; beyond that, undecided while its interval holds the paper's number."
 )
 
 
@@ -32,17 +32,20 @@ def t_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def verdict(mean: float, half_width: float | None, paper: float, lower_is_better: bool) -> str:
-    """The one rule that compares a cell with the paper: "match", "better" or "worse".
+    """The one rule that compares a cell with the paper: "match", "better", "worse" or "undecided".
 
-    "match" when |ours - paper| is at most the largest of: our interval's half-width (our noise); 0.15
-    points (the paper rounds to 0.1 and gives no spread: half a step of rounding and as much of its own
-    noise); 15 % of the paper's error (what budgets, momentum and other unstated settings move). For an
-    accuracy the 15 % are of the error it leaves, 100 - paper: 15 % of 82.3 would let anything match.
+    "match" when |ours - paper| is at most the larger of 0.15 points (the paper rounds to 0.1 and gives no
+    spread: half a step of rounding and as much of its own noise) and 15 % of the paper's error (what budgets,
+    momentum and other unstated settings move). For an accuracy the 15 % are of the error it leaves, 100 - paper:
+    15 % of 82.3 would let anything match. Beyond that, "undecided" when it is at most our interval's half-width:
+    our noise proves no match, and no difference either.
     """
     paper_error = paper if lower_is_better else 100 - paper
-    tolerance = max(half_width or 0.0, TOLERANCE_PP, TOLERANCE_RELATIVE * paper_error)
-    if abs(mean - paper) <= tolerance + 1e-9:  # 1.35 - 1.2 is 0.15000000000000013
+    difference = abs(mean - paper) - 1e-9  # 1.35 - 1.2 is 0.15000000000000013
+    if difference <= max(TOLERANCE_PP, TOLERANCE_RELATIVE * paper_error):
         return "match"
+    if difference <= (half_width or 0.0):
+        return "undecided"
     return "better" if (mean < paper) == lower_is_better else "worse"
 
 
