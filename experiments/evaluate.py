@@ -29,7 +29,7 @@ def evaluate(settings: dict) -> None:
     module = measure(trained, run)
     print(f"{trained.name} on {run.task.name} ({run.evaluate}):")
     for name, value in module.metrics.items():
-        print(f"  {name:28} {value:.4g}")
+        print(f"  {name.replace('test/', f'{run.evaluate}/', 1):28} {value:.4g}")
     look = looked_at(module)
     if look is None:
         print("no spatial transformer, so no picture")
@@ -40,7 +40,12 @@ def evaluate(settings: dict) -> None:
 
 
 def run_of_weights(trained, places: dict, task: str | None = None, part: str | None = None) -> RunSettings:
-    """The run that trained the weights, at other places; on another task or `part` (test, heldout) where given."""
+    """The run that trained the weights, at other places; on another task or `part` (test, heldout) where given.
+
+    Raises: ValueError for held-out images that the weights were trained on.
+    """
+    if part == "heldout" and trained.experiment.evaluate == "test":
+        raise ValueError("evaluate=heldout: these weights were trained on all training images; allowed: test")
     composed = of_run(compose_config("train", [f"task={task or 'mnist_r'}", "model=fcn"]))
     changed = {"task": composed["task"]} if task else {}
     changed |= {"evaluate": part} if part else {}

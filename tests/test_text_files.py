@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(
-    path for folder in ("src", "experiments", "tools") for path in (ROOT / folder).rglob("*.py")
-)
+FILES = sorted(path for folder in ("src", "experiments", "tools") for path in (ROOT / folder).rglob("*.py"))
 ENCODING_AT = {
     "open": 3,
     "fdopen": 3,

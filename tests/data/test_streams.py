@@ -69,6 +69,15 @@ def test_an_addition_draws_its_two_digits_independently():
     assert same == pytest.approx(share.square().sum().item(), abs=4 * (0.1 * 0.9 / 4000) ** 0.5)
 
 
+def test_guessing_a_sum_costs_the_entropy_of_the_sums():
+    ours = stream(AddedDigits)
+    labels = digits(50).labels
+    shares = (labels[:, None] + labels).flatten().bincount(minlength=19) / 2500
+    loss = torch.nn.functional.cross_entropy(shares.log(), shares)
+    assert ours.guessing_loss == pytest.approx(loss.nan_to_num().item(), abs=1e-6)
+    assert ours.guessing_loss < torch.tensor(19.0).log().item() - 0.1
+
+
 def test_every_test_digit_is_a_first_summand_once_and_a_second_once():
     ours = stream(AddedDigits, n_test=TEST_BATCH + 40)
     batches = [ours.test_batch(2, start) for start in (0, TEST_BATCH)]

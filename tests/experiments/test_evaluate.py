@@ -57,6 +57,16 @@ def test_a_model_file_is_whole_in_itself_and_half_as_wide_as_good(trained, tmp_p
     assert module.metrics["test/error_pct"] == pytest.approx(record["metrics"]["test/error_pct"], abs=0.5)
 
 
+def test_images_that_the_weights_were_trained_on_are_not_held_out(trained):
+    settings, record = trained
+    weights = find(record, output_dir=settings.output_dir)
+    with pytest.raises(ValueError, match=r"^evaluate=heldout: these weights were trained on all"):
+        evaluate.run_of_weights(weights, {}, part="heldout")
+    held_out = weights._replace(record={**record, "config": {**record["config"], "evaluate": "heldout"}})
+    for part in (None, "heldout"):
+        assert evaluate.run_of_weights(held_out, {}, part=part).evaluate == "heldout"
+
+
 def test_weights_are_tested_on_any_task_they_fit(trained, settings_of):
     settings, record = trained
     weights = find(record, output_dir=settings.output_dir)

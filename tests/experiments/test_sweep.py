@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -152,6 +153,19 @@ def test_pruners_and_samplers_know_the_training_error(call, trials, pruner):
     (trial,) = trials()
     assert list(trial.intermediate_values) == [searching.LOOKS // 2]
     assert 0 < trial.intermediate_values[searching.LOOKS // 2] <= 100  # percent of wrong training images
+
+
+def test_a_trial_that_is_done_stays_so_where_its_stack_is_pruned(monkeypatch, tmp_path):
+    """A killed search may have written the record of one of them."""
+    runs, record = [SimpleNamespace(folder=tmp_path / name) for name in "ab"], {"status": "ok"}
+
+    def given_up(*_, **__):
+        raise searching.Pruned("all of them")
+
+    monkeypatch.setattr(searching, "train", given_up)
+    monkeypatch.setattr(searching, "_done", lambda run: record if run is runs[0] else None)
+    study = SimpleNamespace(study_name="study")
+    assert searching._records(study, runs, [[], []], None, None) == [record, None]
 
 
 def test_a_diverged_trial_has_no_error(call, trials, tmp_path):

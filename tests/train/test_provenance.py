@@ -11,7 +11,7 @@ import torch
 
 from stn.nets.mnist import Cnn, Fcn
 from stn.train import provenance
-from stn.train.provenance import arithmetic, device_name, git_state, versions
+from stn.train.provenance import arithmetic, code_state, device_name, git_state, joined, versions
 from tests import tiny
 
 
@@ -74,6 +74,29 @@ def checkout(monkeypatch, tmp_path):
 
 def test_git_state_is_the_revision_of_a_clean_checkout(checkout):
     assert git_state() == {"revision": (checkout / "head").read_text(), "dirty": False}
+
+
+def test_a_process_keeps_the_state_of_the_code_it_began_with(checkout):
+    code_state.cache_clear()
+    before = code_state()
+    (checkout / "conf" / "train.yaml").write_text("2")
+    assert (code_state(), git_state()["dirty"]) == (before, True)
+    code_state.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ([("a", False)], ("a", False)),
+        ([("a", False), ("b", False)], ("a, then b", False)),
+        ([("a", False), ("a", True)], ("a", True)),
+        ([("a", False), (None, None)], ("a, then unknown", False)),
+        ([(None, None)], (None, None)),
+    ],
+)
+def test_the_code_of_a_run_is_all_that_trained_it(states, said):
+    given = [{"revision": revision, "dirty": dirty} for revision, dirty in states]
+    assert joined(given) == {"revision": said[0], "dirty": said[1]}
 
 
 def test_new_records_do_not_make_a_checkout_dirty(checkout):

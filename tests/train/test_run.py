@@ -20,6 +20,7 @@ from stn.nets.budget import count_parameters
 from stn.results.records import read_record, record_path, unpack_wrong
 from stn.tasks import classification
 from stn.train import checkpoints
+from stn.train import run as train_run
 from stn.train.outcome import CURVE_POINTS, thinned
 from stn.train.stopped import Interrupted
 from tests.tiny import SGD, STEP, run
@@ -346,6 +347,23 @@ def test_a_checkpoint_of_another_note_is_resumed(toy_mnist, settings_of, checkpo
     seen = []
     run(settings.changed(protocol_note="reworded"), progress=seen.append)
     assert seen[0] > 50
+
+
+def test_a_run_that_another_revision_began_says_so(toy_mnist, settings_of, checkpoint_always, monkeypatch):
+    began, ended = ({"revision": letter * 40, "dirty": letter == "a"} for letter in "ab")
+    settings = settings_of("mnist_r", "fcn", steps=150)
+    monkeypatch.setattr(train_run, "code_state", lambda: began)
+    interrupt(settings, at=100)
+    monkeypatch.setattr(train_run, "code_state", lambda: ended)
+    assert run(settings)["git"] == {"revision": f"{'a' * 40}, then {'b' * 40}", "dirty": True}
+    assert run(settings.changed(force=True))["git"] == ended
+
+
+def test_a_precision_that_only_cuda_has_is_refused_elsewhere(toy_mnist, settings_of):
+    settings = settings_of("mnist_r", "fcn", "device=cpu", "precision=tf32")
+    with pytest.raises(ValueError, match=r"^precision=tf32: only CUDA computes in it; allowed here: float32, bf16$"):
+        run(settings)
+    assert not settings.results_dir.exists()
 
 
 def test_a_killed_process_resumes_and_ends_at_the_same_numbers(toy_mnist, toy_md5, settings_of):

@@ -165,14 +165,14 @@ def _suggested(trial: Trial, search: Search) -> dict[str, Any]:
 
 
 def _records(study, stack: list[RunSettings], trials: list[list[Trial]], deadline, progress) -> list[dict | None]:
-    """The records of a stack's runs, trained unless they are there; None each when they were pruned."""
+    """The records of a stack's runs, trained unless they are there; None where they were pruned."""
     missing = [(run, same) for run, same in zip(stack, trials, strict=True) if _done(run) is None]
     try:
         callbacks = [_Pruning(study.study_name, [same for _, same in missing])]
         return train(stack, progress, deadline, callbacks, done=_done)
     except Pruned:
         checkpoint_file([run for run, _ in missing]).unlink(missing_ok=True)
-        return [None] * len(stack)
+        return [_done(run) for run in stack]
     except OutOfTime:
         raise
     except Exception:

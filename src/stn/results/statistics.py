@@ -15,7 +15,8 @@ TOLERANCE_PP = 0.15
 TOLERANCE_RELATIVE = 0.15
 VERDICT_RULE = (
     f"A cell is a match when it differs from the paper by no more than {TOLERANCE_PP} points or "
-    f"{100 * TOLERANCE_RELATIVE:g} % of the paper's error; beyond that, undecided while its interval holds the paper's number."
+    f"{100 * TOLERANCE_RELATIVE:g} % of the paper's error; beyond that, undecided while its interval holds the paper's "
+    "number."
 )
 
 

@@ -17,7 +17,7 @@ from stn.tasks.series import Series
 
 # Training steps per Lightning batch: Lightning's bookkeeping (about 1 ms) and every read-back are paid once per chunk.
 CHUNK_STEPS = 50
-CARRIED = ("steps_done", "diverged", "curve", "train_s", "devices")  # by a checkpoint
+CARRIED = ("steps_done", "diverged", "curve", "train_s", "devices", "code")  # by a checkpoint
 
 
 class Training(pl.LightningModule):
@@ -49,6 +49,7 @@ class Training(pl.LightningModule):
         self.arithmetic: dict[str, str] = {}  # how the numbers of the training were computed
         self.train_s = 0.0  # seconds spent training, those before an interruption among them
         self.devices: list[str] = []  # that it was trained on, one after the other
+        self.code: list[dict] = []  # the states of git that trained it, likewise
         self.curve = {"step": [], "train/loss": []}
         self.metrics: dict[str, float] = {}
         self.per_draw: dict[str, list[float]] = {}

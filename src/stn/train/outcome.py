@@ -9,7 +9,7 @@ from stn.nets.budget import count_parameters
 from stn.results.records import SCHEMA, pack_wrong
 from stn.settings import RunSettings
 from stn.tasks.training import Training
-from stn.train.provenance import git_state, versions
+from stn.train.provenance import code_state, joined, versions
 
 CURVE_POINTS = 200
 
@@ -39,7 +39,7 @@ def outcome(run: RunSettings, built: Built, error: Exception | None = None) -> d
         "device": ", then ".join(module.devices) or None,
         "threads": run.threads,
         "versions": versions() | module.arithmetic,
-        "git": git_state(),
+        "git": joined(module.code or [code_state()]),
         "data_checksums": built.data_checksums,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -1,8 +1,10 @@
 """Where a run was made: versions, device, git revision. Part of its record."""
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -74,6 +76,20 @@ def device_name(device: torch.device, count: int = 1) -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+@functools.cache
+def code_state() -> dict:
+    """`git_state` of the code that this process runs: as it was when first asked for, whatever is checked out later."""
+    return git_state()
+
+
+def joined(states: Sequence[dict]) -> dict:
+    """Of the code that trained a run, as one: "A, then B" where another revision went on with it."""
+    revisions = dict.fromkeys(state["revision"] for state in states)
+    known = [state["dirty"] for state in states if state["dirty"] is not None]
+    named = ", then ".join(revision or "unknown" for revision in revisions)
+    return {"revision": named if any(revisions) else None, "dirty": any(known) if known else None}
 
 
 def git_state() -> dict:

@@ -23,7 +23,7 @@ from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
 from stn.train.outcome import outcome
 from stn.train.parallel import check_parallel, slice_of, trainer_options
-from stn.train.provenance import arithmetic, cost_of_bf16, device_name, versions
+from stn.train.provenance import arithmetic, code_state, cost_of_bf16, device_name, uses_cuda, versions
 from stn.train.stack import Stack
 from stn.train.stopped import Interrupted, Stopped
 from stn.watch.snapshots import Snapshots
@@ -56,6 +56,7 @@ def train(
     logger or the terminal. An error of training or test is recorded with status "failed", unless the run has a record
     already, and raised again; but not where several processes train the run: it may be that one of them was lost.
     """
+    code_state()  # before another commit is checked out
     for run in runs:
         network(run)  # what cannot be built is refused before a file is made
     writes = slice_of(runs[0]).rank == 0  # of the processes that train a run together, the first
@@ -71,7 +72,7 @@ def train(
         program.config_hash = "+".join(run.hash for run in todo)
         checkpoint = checkpoint_file(todo)
         kept = Snapshots({run.folder: built.module for run, built in zip(todo, builts, strict=True) if writes})
-        saving = [LambdaCallback(on_train_start=_note_device), kept, Checkpoints(checkpoint, deadline)]
+        saving = [LambdaCallback(on_train_start=_note_place), kept, Checkpoints(checkpoint, deadline)]
         if progress:
             saving.append(LambdaCallback(on_train_batch_end=lambda _, module, *__: progress(module.steps_done)))
         provenance = {"versions": versions(), "data_checksums": builts[0].data_checksums}
@@ -91,19 +92,22 @@ def train(
     return list((records | ended).values())
 
 
-def _note_device(trainer: pl.Trainer, program: Training | Stack) -> None:
-    """A run that was begun elsewhere says so in its record."""
+def _note_place(trainer: pl.Trainer, program: Training | Stack) -> None:
+    """A run that was begun elsewhere, or by other code, says so in its record."""
     for module in getattr(program, "replicas", [program]):
         device = device_name(trainer.strategy.root_device, module.slice.count)
         to_be_trained = module.steps_done < module.recipe.steps or not module.devices
-        if to_be_trained and module.devices[-1:] != [device]:
-            module.devices.append(device)
+        for places, here in ((module.devices, device), (module.code, code_state())):
+            if to_be_trained and places[-1:] != [here]:
+                places.append(here)
 
 
 def _built(run: RunSettings) -> Built:
     """The run with its network and data. Raises: ValueError, DataError."""
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
+    if run.precision == "tf32" and not uses_cuda(run.device):
+        raise ValueError("precision=tf32: only CUDA computes in it; allowed here: float32, bf16")
     torch.set_num_threads(run.threads)
     built = build(run)
     built.module.precision, built.module.slice = run.precision, slice_of(run)
