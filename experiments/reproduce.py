@@ -11,7 +11,7 @@ from experiments.cli import main
 from experiments.config import CONF, compose_config, compose_run, quoted, resolved
 from experiments.jobs import train_all
 from experiments.progress import console, deadline_of, leave
-from stn.results.records import read_record, read_records, records_root
+from stn.results.records import read_record, read_records, records_root, run_key
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, render_table, select
 from stn.settings import Experiment, RunSettings, check_batch
@@ -150,10 +150,15 @@ def _state(run: RunSettings, listed: dict[str, str | None]) -> str:
 
 
 def _render(spec: TableSpec, settings: dict) -> None:
-    """Writes the table and its figures, and prints the table."""
+    """Writes the table and its figures, and prints the table. Records that other settings made are left out."""
     results, data = Path(settings["results_dir"]), settings["data"]
-    records = read_records(records_root(results, data))
-    if not select(spec, records, settings["protocol"], data):
+    found = select(spec, read_records(records_root(results, data)), settings["protocol"], data)
+    now = {cell: _compose(*cell, 0, settings).hash for cell in {(r["task"], r["model"]) for r in found}}
+    records = [record for record in found if record["config_hash"] == now[record["task"], record["model"]]]
+    for record in found:
+        if record not in records:
+            console.print(f"  left out, made with other settings: {run_key(record)}")
+    if not records:
         console.print("no records yet, so no table")
         return
     paths = render_table(spec, records, settings["protocol"], results / "tables", data)

@@ -202,6 +202,16 @@ def test_a_record_of_other_settings_counts_as_missing_and_is_replaced(call, cell
     assert call(*only)[0] == []
 
 
+def test_a_record_of_other_settings_is_in_no_table(call, tiny, cell, tmp_path):
+    call("models=[fcn]")
+    put(cell("mnist_e/fcn"), config_hash="0123456789abcdef")
+    said = call("models=[fcn]", "tasks=[mnist_r]")[1]
+    assert "left out, made with other settings: mnist_e/fcn/smoke/seed0" in said
+    cells = (tmp_path / "results" / "tables" / "table1_smoke.md").read_text().partition("## Cells")[2]
+    assert re.search(r"\| FCN +\| R +\| \d", cells)
+    assert re.search(r"\| FCN +\| E +\| missing", cells)
+
+
 def test_a_run_that_raises_does_not_stop_the_others_and_ends_the_command_with_its_name(call, tiny):
     call.broken.append("mnist_r/fcn")
     with pytest.raises(SystemExit) as stop:
