@@ -138,7 +138,9 @@ def homography_grid(matrix: Tensor, out_size: Sequence[int]) -> Tensor:
 
 def _homography_grid(matrix: Tensor, size: tuple[int, ...]) -> Tensor:
     matrix = scaled(matrix)
-    return as_grid(perspective_division(_batch_product(matrix, homogeneous_points(size, matrix)), matrix), size)
+    points = homogeneous_points(size, matrix)
+    xy, w = (_batch_product(rows, points) for rows in matrix.split((2, 1), dim=1))  # split later, they would be copied
+    return as_grid(perspective_division(xy, w, matrix), size)
 
 
 def scaled(matrix: Tensor) -> Tensor:
@@ -150,12 +152,14 @@ def scaled(matrix: Tensor) -> Tensor:
     return matrix * torch.exp2(-torch.floor(torch.log2(largest)).clamp(max=MAX_EXPONENT))
 
 
-def perspective_division(xyw: Tensor, matrix: Tensor) -> Tensor:
-    """x/w and y/w, behind the horizon of the homography `OUTSIDE`. Shapes: (N, 3, P), (N, 3, 3) -> (N, 2, P)."""
+def perspective_division(xy: Tensor, w: Tensor, matrix: Tensor) -> Tensor:
+    """x/w and y/w, behind the horizon of the homography `OUTSIDE`.
+
+    Shapes: (N, 2, P), (N, 1, P), (N, 3, 3) -> (N, 2, P).
+    """
     size = matrix.detach().abs()
     reference = torch.maximum(size[:, 2:, 2:], MIN_W * size[:, 2:, :2].amax(2, keepdim=True))
     smallest = MIN_W * torch.maximum(reference, size.amax((1, 2), keepdim=True) / THETA_LIMIT)
-    xy, w = xyw.split((2, 1), dim=1)
     behind = w <= smallest  # not ~(w > smallest), which would hide a w that is no number
-    # A reciprocal takes half the time of a division, which broadcasts backward, too.
-    return torch.where(behind, OUTSIDE, xy * torch.where(behind, 1.0, w).reciprocal())
+    # One pass over xy, forward and backward: the reciprocal of infinity is 0, and so are its gradients.
+    return torch.addcmul(torch.where(behind, OUTSIDE, 0.0), xy, w.masked_fill(behind, torch.inf).reciprocal())

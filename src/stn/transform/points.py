@@ -33,7 +33,7 @@ def map_points(theta: Tensor, points: Tensor) -> Tensor:
     homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], dim=2).mT
     if kind in ("projective", "homography"):
         matrix = scaled(matrix)
-        return perspective_division(product(matrix, homogeneous), matrix).mT
+        return perspective_division(*product(matrix, homogeneous).split((2, 1), dim=1), matrix).mT
     return product(matrix[:, :-1], homogeneous).mT
 
 
