@@ -104,6 +104,8 @@ def jacobian(name):
 
     wanted = torch.autograd.functional.jacobian(warp, theta)
     torch.testing.assert_close(torch.func.jacrev(warp)(theta), wanted, rtol=1e-4, atol=1e-4)
+    of_grid = [jacobian(lambda theta: grid(name, theta))(theta) for jacobian in (torch.func.jacfwd, torch.func.jacrev)]
+    torch.testing.assert_close(*of_grid)
 
 
 def twice_differentiated(name):

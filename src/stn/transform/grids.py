@@ -161,5 +161,40 @@ def perspective_division(xy: Tensor, w: Tensor, matrix: Tensor) -> Tensor:
     reference = torch.maximum(size[:, 2:, 2:], MIN_W * size[:, 2:, :2].amax(2, keepdim=True))
     smallest = MIN_W * torch.maximum(reference, size.amax((1, 2), keepdim=True) / THETA_LIMIT)
     behind = w <= smallest  # not ~(w > smallest), which would hide a w that is no number
-    # One pass over xy, forward and backward: the reciprocal of infinity is 0, and so are its gradients.
-    return torch.addcmul(torch.where(behind, OUTSIDE, 0.0), xy, w.masked_fill(behind, torch.inf).reciprocal())
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # into operations that others put together
+    return (_quotient if traced else _Quotient.apply)(xy, w, behind)
+
+
+def _quotient(xy: Tensor, w: Tensor, behind: Tensor) -> Tensor:
+    return torch.addcmul(torch.where(behind, OUTSIDE, 0.0), xy, _reciprocal(w, behind))
+
+
+def _reciprocal(w: Tensor, behind: Tensor) -> Tensor:
+    """Behind the horizon 0, and so are all gradients there."""
+    return w.masked_fill(behind, torch.inf).reciprocal()
+
+
+class _Quotient(torch.autograd.Function):
+    """`_quotient` with a gradient that reads each number once: a grid is larger than a cache."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(xy: Tensor, w: Tensor, behind: Tensor) -> Tensor:
+        return _quotient(xy, w, behind)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:], output)
+        ctx.save_for_forward(*inputs[1:], output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w, behind, output = ctx.saved_tensors
+        grad_xy = grad.contiguous() * _reciprocal(w, behind)  # the sampler's has x and y side by side: slow to read so
+        return grad_xy, -(grad_xy * output).sum(1, keepdim=True), None
+
+    @staticmethod
+    def jvp(ctx, xy: Tensor, w: Tensor, _) -> Tensor:
+        at_w, behind, output = ctx.saved_tensors
+        return (xy - output * w) * _reciprocal(at_w, behind)
