@@ -118,6 +118,12 @@ def test_best_of(judge, runs, affine, outcome, closest):
     assert result.evidence.startswith(f"closest rival {closest}: ")
 
 
+def test_the_rival_that_leaves_it_open_is_named_not_the_nearest(judge, runs):
+    result = judge(BEST, runs("fcn", 41, 90) + runs(AFFINE, 40, 40) + runs(TPS, 10, 10))
+    assert result.outcome == "undecided"
+    assert result.evidence.startswith("closest rival fcn: ")
+
+
 def test_best_of_with_a_rival_missing(judge, runs):
     result = judge(BEST, runs(AFFINE, 40, 40) + runs(TPS, 10, 10))
     assert result.outcome == "missing"

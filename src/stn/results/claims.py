@@ -163,7 +163,9 @@ def _pairs(rule: Callable[[Claim, PairedDifference], Verdict], claim: Improves, 
 
 
 def _best_of(claim: BestOf, runs: Runs) -> Iterator[PartResult]:
-    """Each of `models` has fewer errors than each of `among` (but itself); a part names its closest rival."""
+    """Each of `models` has fewer errors than each of `among` (but itself); a part names the rival that decides: one
+    that is better for certain, else the one whose interval reaches furthest.
+    """
     for task in claim.tasks:
         for model in claim.models:
             rivals = [m for m in claim.among if m != model and runs.spec.has_cell(m, task)]
@@ -177,7 +179,7 @@ def _best_of(claim: BestOf, runs: Runs) -> Iterator[PartResult]:
                 yield PartResult(label, "missing", "no common seed with an ok run" + left_out, 0)
                 continue
             outcome = _overall(_improves(claim, d)[0] if d else "missing" for d in differences.values())
-            closest = max(known, key=lambda rival: known[rival].mean_pp)
+            closest = max(known, key=lambda rival: (known[rival].low_pp > 0, known[rival].high_pp))
             absent = [rival for rival in rivals if rival not in known]
             missing = f"; missing: {', '.join(absent)}" if absent else ""
             evidence = f"closest rival {closest}: {_improves(claim, known[closest])[1]}{missing}{left_out}"
