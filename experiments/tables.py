@@ -19,6 +19,7 @@ RENDERED = re.compile(rf"{NAME}_[A-Za-z0-9_-]+\.({'|'.join(FORMATS)})|bench_step
 def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
     """Every table × (protocol, data) that has a record in a cell, the benchmarks, and a page of the sweeps."""
     records = _records(results_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
     for spec in [load_table(path) for path in sorted((conf_dir / "table").glob("*.yaml"))]:
         for protocol, data in sorted({(r["protocol"], r["data"]) for r in records}):
@@ -26,7 +27,6 @@ def render_all(results_dir: Path, conf_dir: Path, out_dir: Path) -> list[Path]:
                 paths += render_table(spec, records, protocol, out_dir, data)
     for measured in sorted((results_dir / "bench").glob("step_*.json")):
         paths.append(out_dir / f"bench_{measured.stem}.md")
-        out_dir.mkdir(parents=True, exist_ok=True)
         paths[-1].write_text(bench_table(measured), encoding="utf-8", newline="\n")
     if sweeps := sweeps_of(_records(sweeps_dir(results_dir))):
         paths.append(out_dir / SWEEPS)

@@ -109,19 +109,19 @@ BEST = f"kind: best_of, tasks: [mnist_r], models: [{TPS}], among: [{AFFINE}, fcn
 
 
 @pytest.mark.parametrize(
-    ("affine", "outcome", "closest"),
+    ("affine", "outcome", "foremost"),
     [(40, "holds", AFFINE), (11, "undecided", AFFINE), (2, "fails", AFFINE), (90, "holds", "fcn")],
 )
-def test_best_of(judge, runs, affine, outcome, closest):
+def test_best_of(judge, runs, affine, outcome, foremost):
     result = judge(BEST, runs("fcn", 50, 50) + runs(AFFINE, affine, affine) + runs(TPS, 10, 10))
     assert result.outcome == outcome
-    assert result.evidence.startswith(f"closest rival {closest}: ")
+    assert result.evidence.startswith(f"foremost rival {foremost}: ")
 
 
 def test_the_rival_that_leaves_it_open_is_named_not_the_nearest(judge, runs):
     result = judge(BEST, runs("fcn", 41, 90) + runs(AFFINE, 40, 40) + runs(TPS, 10, 10))
     assert result.outcome == "undecided"
-    assert result.evidence.startswith("closest rival fcn: ")
+    assert result.evidence.startswith("foremost rival fcn: ")
 
 
 def test_best_of_with_a_rival_missing(judge, runs):

@@ -69,7 +69,9 @@ def checkout(monkeypatch, tmp_path):
     git("commit", "--quiet", "--message", "all")
     monkeypatch.setattr(provenance, "__file__", str(module))
     tmp_path.joinpath("head").write_text(git("rev-parse", "HEAD"))
-    return tmp_path
+    code_state.cache_clear()
+    yield tmp_path
+    code_state.cache_clear()
 
 
 def test_git_state_is_the_revision_of_a_clean_checkout(checkout):
@@ -77,11 +79,9 @@ def test_git_state_is_the_revision_of_a_clean_checkout(checkout):
 
 
 def test_a_process_keeps_the_state_of_the_code_it_began_with(checkout):
-    code_state.cache_clear()
     before = code_state()
     (checkout / "conf" / "train.yaml").write_text("2")
     assert (code_state(), git_state()["dirty"]) == (before, True)
-    code_state.cache_clear()
 
 
 @pytest.mark.parametrize(

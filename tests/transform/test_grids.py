@@ -122,6 +122,19 @@ def test_points_behind_the_horizon_are_far_outside_and_have_no_gradient():
     assert (gradient == 0).all()
 
 
+def test_behind_the_horizon_nothing_spreads_that_is_no_number():
+    matrix = torch.eye(3, dtype=F64).repeat(2, 1, 1)
+    matrix[:, 2, 0] = 1.5
+    matrix[1, 0, 0] = torch.inf
+    matrix.requires_grad_()
+    grid = homography_grid(matrix, (4, 5))
+    behind = grid[0, ..., 0] == OUTSIDE
+    assert 0 < behind.sum() < behind.numel()
+    assert torch.equal(grid[1], torch.full_like(grid[1], OUTSIDE))
+    upstream = torch.where(behind[..., None], torch.nan, 1.0).expand(2, 4, 5, 2)
+    assert torch.autograd.grad(grid, matrix, upstream)[0][0].isfinite().all()
+
+
 @pytest.mark.parametrize(("w", "visible"), [(1.5 * MIN_W, True), (0.5 * MIN_W, False), (0.0, False)])
 def test_a_point_just_before_the_horizon_is_read_only_if_its_gradient_is_bounded(w, visible):
     theta = identity("projective")

@@ -179,10 +179,10 @@ def _best_of(claim: BestOf, runs: Runs) -> Iterator[PartResult]:
                 yield PartResult(label, "missing", "no common seed with an ok run" + left_out, 0)
                 continue
             outcome = _overall(_improves(claim, d)[0] if d else "missing" for d in differences.values())
-            closest = max(known, key=lambda rival: (known[rival].low_pp > 0, known[rival].high_pp))
+            foremost = max(known, key=lambda rival: (known[rival].low_pp > 0, known[rival].high_pp))
             absent = [rival for rival in rivals if rival not in known]
             missing = f"; missing: {', '.join(absent)}" if absent else ""
-            evidence = f"closest rival {closest}: {_improves(claim, known[closest])[1]}{missing}{left_out}"
+            evidence = f"foremost rival {foremost}: {_improves(claim, known[foremost])[1]}{missing}{left_out}"
             yield PartResult(label, outcome, evidence, min(d.n_seeds for d in known.values()))
 
 

@@ -166,11 +166,11 @@ def perspective_division(xy: Tensor, w: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _quotient(xy: Tensor, w: Tensor, behind: Tensor) -> Tensor:
-    return torch.addcmul(torch.where(behind, OUTSIDE, 0.0), xy, _reciprocal(w, behind))
+    return torch.where(behind, OUTSIDE, xy * _reciprocal(w, behind))
 
 
 def _reciprocal(w: Tensor, behind: Tensor) -> Tensor:
-    """Behind the horizon 0, and so are all gradients there."""
+    """Behind the horizon 0, and so are its gradients there."""
     return w.masked_fill(behind, torch.inf).reciprocal()
 
 
@@ -191,10 +191,11 @@ class _Quotient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         w, behind, output = ctx.saved_tensors
-        grad_xy = grad.contiguous() * _reciprocal(w, behind)  # the sampler's has x and y side by side: slow to read so
+        grad = grad.contiguous()  # the sampler's has x and y side by side: slow to read so
+        grad_xy = grad.masked_fill(behind, 0.0) * _reciprocal(w, behind)
         return grad_xy, -(grad_xy * output).sum(1, keepdim=True), None
 
     @staticmethod
     def jvp(ctx, xy: Tensor, w: Tensor, _) -> Tensor:
         at_w, behind, output = ctx.saved_tensors
-        return (xy - output * w) * _reciprocal(at_w, behind)
+        return torch.where(behind, 0.0, (xy - output * w) * _reciprocal(at_w, behind))
