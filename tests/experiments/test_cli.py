@@ -190,7 +190,7 @@ def test_a_setting_that_the_run_does_not_read_is_refused(toy_mnist, override, na
         ("mnist_r fcn", "steps_of.mnist_tc.cnn"),
         ("mnist_r fcn", "batch_of.cnn"),
         ("mnist_r fcn", "optimiser_of.cnn.lr"),
-        ("addition cnn", "optimiser_of.cnn.lr"),  # has an optimiser of its own
+        ("addition fcn", "optimiser_of.cnn.lr"),
     ],
 )
 def test_a_setting_of_another_cell_is_refused(toy_mnist, cell, name):
@@ -206,6 +206,7 @@ def test_a_setting_of_another_cell_is_refused(toy_mnist, cell, name):
         ("mnist_tc", "cnn", "steps_of.mnist_tc.cnn", "steps"),
         ("addition", "cnn", "batch_of.cnn", "batch_size"),
         ("mnist_p", "cnn", "optimiser_of.cnn.lr", "optimiser.lr"),
+        ("addition", "cnn", "optimiser_of.cnn.lr", "optimiser.lr"),
     ],
 )
 def test_a_setting_of_the_own_cell_counts(task, model, name, read):

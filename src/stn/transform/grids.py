@@ -6,6 +6,7 @@ that is not a number gives a grid that is none.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +162,7 @@ def perspective_division(xy: Tensor, w: Tensor, matrix: Tensor) -> Tensor:
     reference = torch.maximum(size[:, 2:, 2:], MIN_W * size[:, 2:, :2].amax(2, keepdim=True))
     smallest = MIN_W * torch.maximum(reference, size.amax((1, 2), keepdim=True) / THETA_LIMIT)
     behind = w <= smallest  # not ~(w > smallest), which would hide a w that is no number
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # into operations that others put together
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return (_quotient if traced else _Quotient.apply)(xy, w, behind)
 
 
@@ -184,18 +185,18 @@ class _Quotient(torch.autograd.Function):
         return _quotient(xy, w, behind)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[1:], output)
         ctx.save_for_forward(*inputs[1:], output)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w, behind, output = ctx.saved_tensors
         grad = grad.contiguous()  # the sampler's has x and y side by side: slow to read so
         grad_xy = grad.masked_fill(behind, 0.0) * _reciprocal(w, behind)
         return grad_xy, -(grad_xy * output).sum(1, keepdim=True), None
 
     @staticmethod
-    def jvp(ctx, xy: Tensor, w: Tensor, _) -> Tensor:
+    def jvp(ctx: Any, xy: Tensor, w: Tensor, _: None) -> Tensor:
         at_w, behind, output = ctx.saved_tensors
         return torch.where(behind, 0.0, (xy - output * w) * _reciprocal(at_w, behind))

@@ -33,7 +33,8 @@ def map_points(theta: Tensor, points: Tensor) -> Tensor:
     homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], dim=2).mT
     if kind in ("projective", "homography"):
         matrix = scaled(matrix)
-        return perspective_division(*product(matrix, homogeneous).split((2, 1), dim=1), matrix).mT
+        xy, w = product(matrix, homogeneous).split((2, 1), dim=1)
+        return perspective_division(xy, w, matrix).mT
     return product(matrix[:, :-1], homogeneous).mT
 
 
