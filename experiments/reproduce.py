@@ -154,10 +154,10 @@ def _render(spec: TableSpec, settings: dict) -> None:
     results, data = Path(settings["results_dir"]), settings["data"]
     found = select(spec, read_records(records_root(results, data)), settings["protocol"], data)
     now = {cell: _compose(*cell, 0, settings).hash for cell in {(r["task"], r["model"]) for r in found}}
-    records = [record for record in found if record["config_hash"] == now[record["task"], record["model"]]]
-    for record in found:
-        if record not in records:
-            console.print(f"  left out, made with other settings: {run_key(record)}")
+    others = [record for record in found if record["config_hash"] != now[record["task"], record["model"]]]
+    for record in others:
+        console.print(f"  left out, made with other settings: {run_key(record)}")
+    records = [record for record in found if record not in others]
     if not records:
         console.print("no records yet, so no table")
         return
