@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 from experiments.config import CONF, compose_config, options
+from stn.validation import Checked, checked
 
 REMEDIES = {
     errno.ENOSPC: "make room on that disk",
@@ -27,13 +28,29 @@ def explain(error: Exception, config: str = "train", chosen: Sequence[str] = ())
     from omegaconf.errors import OmegaConfBaseException
 
     from stn.data.errors import DataError
+    from stn.settings import WrongModel
     from stn.train.stopped import Busy
 
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config(error, config, chosen)
+    if isinstance(error, WrongModel):
+        return f"{error}; its models: {', '.join(_models_read_as(error.kind))}"
     if isinstance(error, OSError | DataError | ValueError | Busy):
         return " ".join(str(error).split()) + (_remedy(error) or _remedy(error.__cause__))
     return None
+
+
+def _models_read_as(kind: type[Checked]) -> list[str]:
+    """The files of conf/model that a family reads."""
+
+    def fits(name: str) -> bool:
+        try:
+            checked(kind, OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml")))
+        except ValueError:
+            return False
+        return True
+
+    return list(filter(fits, options("model")))
 
 
 def _remedy(error: BaseException | None) -> str:

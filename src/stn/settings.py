@@ -32,6 +32,14 @@ Folder = Annotated[Path, PlainValidator(_folder)]
 Group = TypeVar("Group", bound=Checked)
 
 
+class WrongModel(ValueError):
+    """A model that its task's family cannot read; `kind` is what it reads."""
+
+    def __init__(self, message: str, kind: type[Checked]) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class ModelSettings(Checked):
     """A row of a table, conf/model/<name>.yaml; a family adds the keys that it reads."""
 
@@ -79,13 +87,15 @@ class Experiment(Checked):
     def read(self, task: type[Group], model: type[Group], recipe: type[Group]) -> tuple[Group, Group, Group]:
         """Task, model and recipe as a family reads them.
 
-        Raises: ValueError for a key that it does not read; one of the recipe is named as the command line names it.
+        Raises: ValueError for a key that it does not read, WrongModel where it is the model's; one of the recipe is
+        named as the command line names it.
         """
         of_task = checked(task, self.task.model_dump(), "task")
         try:
             of_model = checked(model, self.model.model_dump(), "model")
         except ValueError as error:
-            raise ValueError(f"model={self.model.name} is no model of {self.task.name}: {error}") from error
+            message = f"model={self.model.name} is no model of {self.task.name}: {error}"
+            raise WrongModel(message, model) from error
         return of_task, of_model, checked(recipe, self.recipe, f"protocol.{self.task.family}")
 
 

@@ -1,3 +1,5 @@
+import inspect
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stn.data.distortions import PointParams, SimilarityParams, distortion
+from stn.data.distortions import DISTORTIONS, PointParams, SimilarityParams, distortion
 
 NAMES = ("r", "rts", "rts_ink", "p", "e", "tc")
 CANVAS = {"r": 28, "rts": 42, "rts_ink": 42, "p": 28, "e": 28, "tc": 60}
@@ -147,12 +149,38 @@ def test_unknown_names_and_wrong_images_are_refused():
             distortion("r")(images, generator())
     with pytest.raises(TypeError):
         distortion("r", sigma_px=3.0)
-    with pytest.raises(ValueError, match="canvas"):
-        distortion("tc", canvas=20)
-    with pytest.raises(ValueError, match="max_shift_px must be 0 or more"):
-        distortion("rts", max_shift_px=-1)
     with pytest.raises(ValueError, match="no other digits"):
         distortion("tc")(smooth_digits(1), generator())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "value", [-1, -0.5, True, "1", None, float("nan"), float("inf"), [], [1.2, 0.7], [0, 1], [1, 2, 3]]
+)
+def test_a_value_that_a_setting_cannot_have_is_refused(name, value):
+    kinds = [kind for kind in DISTORTIONS[name].__mro__ if "__init__" in vars(kind) and kind is not object]
+    settings = {setting for kind in kinds for setting in inspect.signature(kind).parameters} - {"similarity"}
+    assert settings
+    for setting in settings:
+        if (setting, value) != ("sigma_px", None):  # the paper's
+            with pytest.raises(ValueError, match=rf"^distortion\.{setting} must be "):
+                distortion(name, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("rts", {"canvas": 42.0}),
+        ("rts", {"canvas": 0}),
+        ("tc", {"canvas": 27}),
+        ("tc", {"patch_px": 0}),
+        ("tc", {"patch_px": 29}),
+        ("tc", {"n_patches": 1.5}),
+    ],
+)
+def test_a_size_is_a_whole_number_that_fits(name, settings):
+    with pytest.raises(ValueError, match=rf"^distortion\.{next(iter(settings))} must be "):
+        distortion(name, **settings)
 
 
 @pytest.mark.parametrize("angle_deg", [-90.0, -33.0, 0.0, 20.0, 90.0])

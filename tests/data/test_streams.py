@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stn.data.distortions import distortion
+from stn.data.distortions import DISTORTIONS, distortion
 from stn.data.mnist import Digits
 from stn.data.streams import TEST_BATCH, AddedDigits, DistortedDigits
 from stn.data.volumes import ExtrudedDigits, extrude, rotation_matrix
@@ -107,6 +107,14 @@ def test_an_unturned_plate_is_the_digit_in_every_slice_of_its_thickness():
     assert torch.allclose(inside[:, 2:30, 2:30], (image / 255).expand(6, 28, 28), atol=1e-5)
     assert volume[:12].abs().max() == 0
     assert volume[20:].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_digits_under_any_distortion_can_be_added(name):
+    stream = AddedDigits(distortion(name), digits(20), digits(10))
+    for batch in (stream.draw(4, torch.Generator().manual_seed(0)), stream.test_batch(0, 0)):
+        assert batch.images.shape[1:] == (2, *distortion(name).canvas)
+        assert (batch.src_from_out is not None) == hasattr(distortion(name), "src_from_out")
 
 
 @pytest.mark.parametrize(("axis", "dims"), [(0, (0, 1)), (1, (2, 0)), (2, (1, 2))])

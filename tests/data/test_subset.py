@@ -115,6 +115,7 @@ def test_a_fault_of_the_source_is_named_and_nothing_is_placed(two_files, tmp_pat
     ("fault", "name", "words"),
     [
         (lambda folder: (folder / "b.txt").unlink(), "b.txt", "is missing"),
+        (lambda folder: (folder / "mark").unlink(), "mark", "is missing"),
         (lambda folder: (folder / "a" / "1.png").write_bytes(b"another"), "a/1.png", "is not the official file"),
         (lambda folder: (folder / "a" / "2.png").write_bytes(b"one"), "a/2.png", "is not of the part toy"),
     ],

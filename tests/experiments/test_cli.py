@@ -134,7 +134,10 @@ def test_a_value_that_cannot_be_is_named_with_what_is_allowed(toy_mnist, overrid
     [
         (["task=mnist_rts", "model=st_cnn_tps", "task.distortion.canvas=20"], "20x20 px is too small"),
         (["task=mnist_rts", "model=cnn", "task.distortion.canvas=12"], "12x12 px is too small"),
-        (["task=mnist_tc", "model=fcn", "task.distortion.canvas=20"], "canvas >= 28"),
+        (
+            ["task=mnist_tc", "model=fcn", "task.distortion.canvas=20"],
+            "distortion.canvas must be an integer, 28 or more",
+        ),
         (["task=mnist_r", "model=st_fcn_tps", "protocol.mnist.budget_fraction=0.1"], "no layer widths give"),
     ],
 )
@@ -238,6 +241,10 @@ def test_a_bug_is_not_taken_for_the_users_error():
         (
             ["experiments.train", *CELL, "protocol.mnist.optimiser.lr=-1", "data_dir=nowhere"],
             "protocol.mnist.optimiser.lr must be 0 or more",
+        ),
+        (
+            ["experiments.train", "task=mnist3d", "model=cnn"],
+            "missing key 'model.projection'; its models: cnn3d, projection_cnn, st3d_cnn",
         ),
         (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
         (

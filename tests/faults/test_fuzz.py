@@ -3,12 +3,14 @@
 import copy
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from experiments.cli import explain
 from experiments.config import CONF, compose_run
+from stn.data.distortions import distortion
 from stn.families import mnist, network
 from stn.results.tables import load_table
 from stn.settings import run_settings
@@ -76,6 +78,8 @@ def test_a_changed_setting_makes_a_run_or_a_line(cells, monkeypatch, data):
         assert run.record_file.is_relative_to(run.results_dir)
         assert run.folder.is_relative_to(run.output_dir)
         network(run)
+        if "distortion" in run.task.model_dump():
+            distortion(**run.task.distortion)(torch.zeros(2, 28, 28, dtype=torch.uint8), torch.Generator())
 
     # The solver of the widths takes most of a second, and is tested elsewhere.
     monkeypatch.setattr(mnist, "build_within_budget", lambda build, _: (build((8, 8)), (8, 8)))

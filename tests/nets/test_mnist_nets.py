@@ -186,6 +186,21 @@ def test_the_convolution_of_a_warped_image_is_torchs_in_value_and_in_all_gradien
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_the_gradients_that_are_wanted_are_computed(monkeypatch, needed):
+    torch.manual_seed(0)
+    conv = InputConv2d(1, 6, 9)
+    image = torch.rand(3, 1, 20, 20)
+    given = [t.detach().requires_grad_(n) for t, n in zip((image, *conv.parameters()), needed, strict=True)]
+    (expected,) = torch.autograd.grad(F.conv2d(*given).square().sum(), [t for t in given if t.requires_grad])
+    conv.weight, conv.bias = (nn.Parameter(t.detach(), t.requires_grad) for t in given[1:])
+    if not any(needed[1:]):  # a frozen network
+        monkeypatch.setattr("stn.nets.layers._to_weight_and_bias", None)
+    operand = given[0] if needed[0] else next(p for p in conv.parameters() if p.requires_grad)
+    (found,) = torch.autograd.grad(conv(given[0]).square().sum(), operand)
+    torch.testing.assert_close(found, expected)
+
+
 def test_under_autocast_the_convolution_of_a_warped_image_rounds_its_operands_and_nothing_else():
     torch.manual_seed(0)
     conv, reference = InputConv2d(1, 6, 9), nn.Conv2d(1, 6, 9)

@@ -9,7 +9,7 @@ import torch
 from experiments.config import compose_run
 from experiments.galleries import windows as galleries
 from stn.data.errors import DataError
-from stn.families import build, coloc, needs
+from stn.families import build, coloc, needs, network
 from stn.nets.mnist import Cnn
 from stn.nets.windows import window_boxes_px
 from stn.results.records import read_record, unpack_wrong
@@ -51,6 +51,11 @@ def encoder(settings_of_coloc):
     path.parent.mkdir(parents=True)
     torch.save(Cnn((1, 28, 28), (3, 4)).state_dict(), path)
     return path
+
+
+def test_there_are_no_digits_that_the_encoder_has_not_seen_to_hold_out(settings_of_coloc):
+    with pytest.raises(ValueError, match=r"^evaluate=heldout: coloc_t has no held-out data; allowed: test$"):
+        network(settings_of_coloc().changed(evaluate="heldout"))
 
 
 @pytest.fixture

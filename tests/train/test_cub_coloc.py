@@ -1,5 +1,7 @@
 """Co-localisation of birds on a few small stand-ins."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,19 @@ def test_a_run_ends_in_a_record_with_corloc_and_its_baselines(monkeypatch, setti
 def test_each_key_is_read(monkeypatch, settings_of_birds):
     monkeypatch.setattr(BirdColocalisation, "collapse", lambda self, loss: None)
     assert unread(settings_of_birds(), monkeypatch) == set()
+
+
+def test_more_species_than_there_are_is_refused(settings_of_birds, monkeypatch):
+    settings = settings_of_birds()
+    prepare(settings)
+
+    def of_one_species(data_dir, split, size_px):
+        birds = load_cub(data_dir, split, size_px)
+        return replace(birds, classes=birds.classes[:1])
+
+    monkeypatch.setattr("stn.families.cub.load_cub", of_one_species)
+    with pytest.raises(DataError, match=r"^protocol\.cub_coloc\.species is 2, but these birds are of 1 species$"):
+        build(settings)
 
 
 def test_a_species_may_have_fewer_unseen_photographs_than_training_ones(settings_of_birds, monkeypatch):

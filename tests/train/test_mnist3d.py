@@ -87,6 +87,12 @@ def test_a_model_for_images_is_refused(tiny):
         network(tiny("st_cnn_affine"))
 
 
+@pytest.mark.parametrize("angles", ["[60,60]", "[60,60,60,60]", "[-60,60,60]"])
+def test_there_are_three_angles(tiny, angles):
+    with pytest.raises(ValueError, match=r"^task\.volume\.rotation_deg"):
+        network(tiny("cnn3d", f"task.volume.rotation_deg={angles}"))
+
+
 def test_an_unknown_setting_of_the_volume_is_refused(tiny):
     with pytest.raises(ValueError, match=r"^unknown key 'task.volume.depth_voxels'$"):
         run(tiny("cnn3d", "+task.volume.depth_voxels=28"))

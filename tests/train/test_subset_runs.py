@@ -132,8 +132,23 @@ def test_drawn_numbers_can_be_learned_from_and_real_ones_tested_on(numbers, trai
     assert [part.standin for part in stream.train] == [True] + [False] * (len(sizes) - 1)
     assert (len(stream.test), stream.test.standin) == (N_TEST, False)
     assert "drawn/train_64/images.npy" in built.data_checksums
-    heldout = svhn_family.splits(settings.changed(evaluate="heldout"))
-    assert len(heldout[1]) == N_TRAIN // 4
+    train, test = svhn_family.splits(settings.changed(evaluate="heldout"))
+    assert len(test) == N_TRAIN // 4
+    own = {image.numpy().tobytes() for part in train if not part.standin for image in part.images}
+    assert not own & {image.numpy().tobytes() for image in test.images}
+
+
+def test_where_few_numbers_are_drawn_they_are_repeated(numbers):
+    settings = numbers("svhn_cnn", "task.standin.train=4", task="svhn_64_both")
+    prepare(settings)
+    train, _ = svhn_family.splits(settings)
+    assert [part.standin for part in train] == [True] * round(N_TRAIN / 4) + [False]
+
+
+def test_drawn_numbers_beside_themselves_are_refused(numbers):
+    settings = numbers("svhn_cnn", "data=standin", task="svhn_64_both")
+    with pytest.raises(ValueError, match=r"^data=standin: svhn_64_both trains on drawn .* allowed: real, subset$"):
+        network(settings)
 
 
 def test_a_picture_too_many_is_named_when_the_run_is_prepared(numbers, numbers_dir):

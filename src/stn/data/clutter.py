@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from stn.data.digit import DIGIT_PX, integers, unit_interval
+from stn.data.digit import DIGIT_PX, integers, unit_interval, whole_number
 
 
 class ClutterParams(NamedTuple):
@@ -28,18 +28,15 @@ class Clutter:
     name = "tc"
 
     def __init__(self, canvas: int = 60, n_patches: int = 6, patch_px: int = 6, paste: str = "max"):
-        if canvas < DIGIT_PX or not 1 <= patch_px <= DIGIT_PX or n_patches < 0:
-            raise ValueError(
-                f"tc: want canvas >= {DIGIT_PX}, patch_px in 1..{DIGIT_PX}, n_patches >= 0, "
-                f"got {canvas}, {patch_px}, {n_patches}"
-            )
+        self.canvas = (whole_number("canvas", canvas, DIGIT_PX),) * 2
+        self.n_patches = whole_number("n_patches", n_patches, 0)
+        self.patch_px = whole_number("patch_px", patch_px, 1)
+        if patch_px > DIGIT_PX:
+            raise ValueError(f"distortion.patch_px must be {DIGIT_PX} or less, got {patch_px}")
         if paste not in ("max", "overwrite"):
-            raise ValueError(f"tc: paste must be max or overwrite, got {paste!r}")
+            raise ValueError(f"distortion.paste must be max or overwrite, got {paste!r}")
         self.paste = paste
-        self.canvas = (int(canvas), int(canvas))
-        self.n_patches = int(n_patches)
         self.room_px = self.canvas[0] - DIGIT_PX  # in which the digit's square is moved, about the middle
-        self.patch_px = int(patch_px)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.apply(images, self.sample(images, generator))

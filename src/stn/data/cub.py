@@ -11,9 +11,9 @@ from torch import Tensor
 
 from stn.data.cache import cache_problem
 from stn.data.cub_annotations import PART_MARK, read_annotations
-from stn.data.cub_images import cache_images, images_source, open_cache
+from stn.data.cub_images import UNREADABLE, cache_images, images_source, open_cache
 from stn.data.download import extract_tar, fetch, verify
-from stn.data.errors import DataError
+from stn.data.errors import DataError, one_line
 from stn.data.subset import Part, check_part, place_part, source_folders
 
 ARCHIVE = "CUB_200_2011.tgz"
@@ -26,10 +26,10 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Birds:
-    """The N images of a split, in file order, on the CPU or (`to`) all on another device.
+    """The N images of a split, in file order, on the CPU.
 
     Shapes: pixels (B,) uint8, memory-mapped: image i is the height·width·3 bytes from offsets[i]; offsets (N,) and
-    sizes_px (N, 2), as (height, width), int64, always on the CPU; labels (N,) int64; boxes_px (N, 4) float32 as
+    sizes_px (N, 2), as (height, width), int64; labels (N,) int64; boxes_px (N, 4) float32 as
     (x0, y0, x1, y1), clipped to the image; parts (N, P, 3) float32 as (x, y, visible).
     Units: pixels of the cached image, counted from its top left corner.
     """
@@ -43,7 +43,7 @@ class Birds:
     classes: tuple[str, ...]
     part_names: tuple[str, ...]
     size_px: int
-    source: str  # "real" or "standin", as in a run's record
+    source: str  # "real", "subset" or "standin", as in a run's record
     sha256: str  # of the annotations, for a run's record
 
     def __len__(self) -> int:
@@ -58,12 +58,7 @@ class Birds:
     def take(self, index: Tensor) -> "Birds":
         """Those images alone, in this order."""
         names = ("offsets", "sizes_px", "labels", "boxes_px", "parts")
-        return replace(self, **{name: getattr(self, name)[index.to(getattr(self, name).device)] for name in names})
-
-    def to(self, device: torch.device | str) -> "Birds":
-        """All pixels of the cache (3 GB at 256 px, both splits) and the targets on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "boxes_px", "parts")}
-        return Birds(**{**self.__dict__, **moved})
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,8 @@ def prepare_cub(data_dir: Path, size_px: int, source: str | None = None) -> Path
     """The folder that holds images.txt, fetched first where it is missing; its images are cached at this shorter side.
 
     It is `data_dir` itself, or CUB_200_2011 in it, or comes from `data_dir`/CUB_200_2011.tgz, or is downloaded. The
-    caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px. `source`, "real" or "standin", is
-    what the birds must be; by default either.
+    caches, 3 GB at 256 px and 12 GB at 512 px, are beside it: `data_dir`/cub_256px. `source`, "real", "subset" or
+    "standin", is what the birds must be; by default any.
     Raises: DataError when it cannot be had or is not what it should be; see `read_annotations` and `cache_images`.
     """
     root = fetch_cub(data_dir)
@@ -148,11 +143,13 @@ def load_cub(data_dir: Path, split: str, size_px: int) -> Birds:
         )
     annotations = read_annotations(root)
     folder = _cache(data_dir, size_px)
+    advice = "run `python -m experiments.prepare dataset=cub protocol=…`, this run's, first"
     if problem := cache_problem(folder, images_source(annotations, size_px), checksums=False):
-        raise DataError(
-            f"{folder} {problem}: run `python -m experiments.prepare dataset=cub protocol=…`, this run's, first"
-        )
-    pixels, index = open_cache(folder)
+        raise DataError(f"{folder} {problem}: {advice}")
+    try:
+        pixels, index = open_cache(folder)
+    except UNREADABLE as error:
+        raise DataError(f"{folder} is damaged ({one_line(error)}): {advice}") from error
     chosen = torch.from_numpy(index.pop("is_train") == (split == "train"))
     return Birds(
         pixels=pixels,
@@ -201,17 +198,15 @@ def _room(birds: Birds, index: Tensor, crop_px: int) -> Tensor:
     """How far the corner (x, y) of a crop can move: (N, 2) int64."""
     if not 0 < crop_px <= birds.size_px:
         raise ValueError(f"crop_px must be in 1..{birds.size_px}, the images' shorter side, got {crop_px}")
-    return birds.sizes_px[index.cpu()].flip(1) - crop_px
+    return birds.sizes_px[index].flip(1) - crop_px
 
 
 def _crop(birds: Birds, index: Tensor, crop_px: int, corner: Tensor, mirrored: Tensor) -> Crops:
-    """Shapes: corner (N, 2) int64 as (x, y) and mirrored (N,) bool, on the CPU."""
-    device = birds.pixels.device
-    images = torch.empty(len(index), crop_px, crop_px, 3, dtype=torch.uint8, device=device)
+    """Shapes: corner (N, 2) int64 as (x, y) and mirrored (N,) bool."""
+    images = torch.empty(len(index), crop_px, crop_px, 3, dtype=torch.uint8)
     for out, i, (x, y), mirror in zip(images, index.tolist(), corner.tolist(), mirrored.tolist(), strict=True):
         crop = birds.image(i)[y : y + crop_px, x : x + crop_px]
         out.copy_(crop.flip(1) if mirror else crop)
-    index, corner, mirrored = index.to(device), corner.to(device), mirrored.to(device)
     boxes_px = (birds.boxes_px[index] - corner.repeat(1, 2)).clamp(0, crop_px)
     flipped = torch.stack([crop_px - boxes_px[:, 2], boxes_px[:, 1], crop_px - boxes_px[:, 0], boxes_px[:, 3]], dim=1)
     return Crops(

@@ -5,6 +5,7 @@ where each begins, its size, its label and split, boxes and parts in its pixels.
 """
 
 import os
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from stn.data.errors import DataError, one_line
 FORMAT = 2  # to be raised when what a cache holds changes: older ones are then made anew
 PIXELS, INDEX = "pixels.u8", "index.npz"
 IMAGES_AT_ONCE = 256
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile)  # a damaged index
 # Boxes of the data set stick out of their images here and there; they are clipped, unless most of a box is outside.
 MIN_BOX_INSIDE = 0.5
 # Sides and side ratio beyond which a file is no photograph.
@@ -49,6 +51,7 @@ def open_cache(folder: Path) -> tuple[Tensor, dict[str, np.ndarray]]:
 
     index: offsets (N,) int64, sizes_px (N, 2) int64 as (height, width), labels (N,) int64, is_train (N,) bool,
     boxes_px (N, 4) and parts (N, P, 3) float32 in pixels of the cached image.
+    Raises: one of UNREADABLE where they are damaged.
     """
     n_bytes = (folder / PIXELS).stat().st_size
     pixels = torch.from_file(str(folder / PIXELS), shared=False, size=n_bytes, dtype=torch.uint8)
@@ -109,7 +112,7 @@ def _clip_box(box_px: np.ndarray, width: int, height: int, annotations: Annotati
     area, inside = ((b[2] - b[0]) * (b[3] - b[1]) for b in (box_px, clipped))
     if not inside >= MIN_BOX_INSIDE * area > 0:
         raise DataError(
-            f"{annotations.root / 'bounding_boxes.txt'}: the box of image {i + 1}, {annotations.image_files[i]}, "
+            f"{annotations.root / 'bounding_boxes.txt'}: the box of {annotations.image_files[i]}, "
             f"x {box_px[0]:g} to {box_px[2]:g}, y {box_px[1]:g} to {box_px[3]:g}, is not in the image of "
             f"{width} x {height} px"
         )

@@ -1,9 +1,38 @@
 """What all distortions share: the digit image they start from, and random numbers that follow the generator."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 DIGIT_PX = 28
+
+
+def number(name: str, given: Any) -> float:
+    """A distortion's setting that is 0 or more. Raises: ValueError naming it."""
+    if not _is_number(given) or given < 0:
+        raise ValueError(f"distortion.{name} must be a number, 0 or more, got {given!r}")
+    return float(given)
+
+
+def whole_number(name: str, given: Any, least: int) -> int:
+    """Raises: ValueError naming the setting."""
+    if not isinstance(given, int) or isinstance(given, bool) or given < least:
+        raise ValueError(f"distortion.{name} must be an integer, {least} or more, got {given!r}")
+    return given
+
+
+def scales(given: Any) -> tuple[float, float]:
+    """The setting `scale`, lowest and highest. Raises: ValueError."""
+    two = isinstance(given, list | tuple) and len(given) == 2 and all(map(_is_number, given))
+    if not two or not 0 < given[0] <= given[1]:
+        raise ValueError(f"distortion.scale must be two numbers, 0 < low <= high, got {given!r}")
+    return float(given[0]), float(given[1])
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
 
 
 def unit_interval(images: Tensor) -> Tensor:

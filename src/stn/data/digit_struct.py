@@ -79,7 +79,7 @@ def read_digit_struct(path: Path) -> list[HouseNumber]:
 
 
 def read_box_table(path: Path) -> dict[str, HouseNumber]:
-    """The same records by name, from a table name;label;top;left;height;width (.csv, .csv.gz), one digit a line."""
+    """The same records by name, from a table name;label;top;left;height;width (.csv.gz), one digit a line."""
     rows = {}
     try:
         with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
@@ -101,7 +101,7 @@ def cached_digit_struct(path: Path, table: Path) -> list[HouseNumber]:
                 parts = (np.split(stored[name], ends) for name in ("labels", "boxes"))
                 rows = zip(stored["names"].tolist(), *parts, strict=True)
                 return [HouseNumber(name, tuple(labels.tolist()), boxes) for name, labels, boxes in rows]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
         pass  # not there, or damaged: made anew
     numbers = read_digit_struct(path)
     names, labels, boxes = zip(*numbers, strict=True)

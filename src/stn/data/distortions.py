@@ -9,14 +9,13 @@ on every device. Nothing is read back to the host: with a CUDA generator a call 
 """
 
 import copy
-import math
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from stn.data.clutter import Clutter
-from stn.data.digit import DIGIT_PX, normal, uniform, unit_interval
+from stn.data.digit import DIGIT_PX, normal, number, scales, uniform, unit_interval, whole_number
 from stn.transform import affine_grid, homography_grid, regular_control_points, tps_grid
 from stn.transform import sample as read_at
 
@@ -82,7 +81,7 @@ class Rotation(AffineDistortion):
     name = "r"
 
     def __init__(self, rotation_deg: float = 90.0):
-        self.rotation_deg = float(rotation_deg)
+        self.rotation_deg = number("rotation_deg", rotation_deg)
 
     def sample(self, images: Tensor, generator: torch.Generator) -> SimilarityParams:
         r = self.rotation_deg
@@ -99,9 +98,9 @@ class Similarity(AffineDistortion):
     room = 1.0  # of the places that the subclass allows, about the middle one
 
     def __init__(self, rotation_deg: float = 45.0, scale: tuple[float, float] = (0.7, 1.2), canvas: int = 42):
-        self.rotation_deg = float(rotation_deg)
-        self.scale = (float(scale[0]), float(scale[1]))
-        self.canvas = (int(canvas), int(canvas))
+        self.rotation_deg = number("rotation_deg", rotation_deg)
+        self.scale = scales(scale)
+        self.canvas = (whole_number("canvas", canvas, 1),) * 2
 
     def sample(self, images: Tensor, generator: torch.Generator) -> SimilarityParams:
         n, device = len(images), images.device
@@ -131,9 +130,7 @@ class PlacedImage(Similarity):
 
     def __init__(self, max_shift_px: float = 7.0, **similarity):
         super().__init__(**similarity)
-        self.max_shift_px = float(max_shift_px)
-        if not 0 <= self.max_shift_px < math.inf:
-            raise ValueError(f"distortion.max_shift_px must be 0 or more pixels, got {max_shift_px}")
+        self.max_shift_px = number("max_shift_px", max_shift_px)
 
     def shift_px(self, place: Tensor, images: Tensor, rotation_deg: Tensor, scale: Tensor) -> Tensor:
         return place * (2 * self.max_shift_px)
@@ -162,8 +159,8 @@ class PointDistortion(GridDistortion):
     sigma_px: float
 
     def __init__(self, scale: tuple[float, float] = (0.75, 1.0), sigma_px: float | None = None):
-        self.scale = (float(scale[0]), float(scale[1]))
-        self.sigma_px = self.sigma_px if sigma_px is None else float(sigma_px)
+        self.scale = scales(scale)
+        self.sigma_px = self.sigma_px if sigma_px is None else number("sigma_px", sigma_px)
 
     def sample(self, images: Tensor, generator: torch.Generator) -> PointParams:
         n, device = len(images), images.device
@@ -211,7 +208,10 @@ DISTORTIONS = {d.name: d for d in (Rotation, PlacedImage, PlacedInk, Projective,
 
 
 def distortion(name: str, **settings) -> GridDistortion | Clutter:
-    """The distortion of that name (a key of `DISTORTIONS`), with the paper's numbers unless `settings` say else."""
+    """The distortion of that name (a key of `DISTORTIONS`), with the paper's numbers unless `settings` say else.
+
+    Raises: ValueError for an unknown name or a value that it cannot have, TypeError for an unknown setting.
+    """
     if name not in DISTORTIONS:
         raise ValueError(f"distortion must be one of {tuple(DISTORTIONS)}, got {name!r}")
     return DISTORTIONS[name](**settings)

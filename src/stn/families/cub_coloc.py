@@ -72,6 +72,8 @@ def build(run: RunSettings) -> Built:
     if run.data == "standin":
         prepare(run)
     train, unseen = (standin(run).load(run, split, recipe.image_px) for split in ("train", "test"))
+    if recipe.species > (there := len(train.classes)):
+        raise DataError(f"protocol.cub_coloc.species is {recipe.species}, but these birds are of {there} species")
     chosen = torch.linspace(0, len(train.classes) - 1, recipe.species).long().tolist()
     names = [train.classes[k].replace(".", "_") for k in chosen]
     encoder, encoder_checksum = load_encoder(run)

@@ -1,9 +1,11 @@
 """MNIST digits in three dimensions (App. A.3)."""
 
-from pydantic import Field, PositiveInt
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from stn.data.mnist import MNIST_MD5
-from stn.data.volumes import ExtrudedDigits
+from stn.data.volumes import ExtrudedDigits, check_fits
 from stn.families import Built, Network, mnist, seeded_network
 from stn.nets.budget import build_within_budget
 from stn.nets.volumes import volume_network
@@ -21,7 +23,7 @@ prepare = mnist.prepare
 class Volume(Checked):
     digit_voxels: PositiveInt
     thickness_voxels: PositiveInt
-    rotation_deg: list[float]
+    rotation_deg: Annotated[list[NonNegativeFloat], Field(min_length=3, max_length=3)]  # about x, y and z
 
 
 class Task(TaskSettings):
@@ -45,7 +47,9 @@ class Recipe(ClassificationRecipe):
 
 
 def network(experiment: Experiment) -> Network:
+    """Raises: ValueError for settings that do not fit."""
     task, model, recipe = experiment.read(Task, Model, Recipe)
+    check_fits(recipe.size_voxels, task.volume.digit_voxels, task.volume.thickness_voxels)
     build = volume_network(model.projection, model.transformation)
     budget = round(task.budget * recipe.budget_fraction)
     in_shape = (ExtrudedDigits.channels, *(recipe.size_voxels,) * 3)

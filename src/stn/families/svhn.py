@@ -34,7 +34,7 @@ class Standin(Checked):
 
 
 class Task(TaskSettings):
-    """`train_on`: the numbers of `data`, or drawn ones, or both, half of the batches' numbers each."""
+    """`train_on`: the numbers of `data`, or drawn ones, or both, about half of the batches' numbers each."""
 
     crop_px: PositiveInt
     standin: Standin
@@ -83,7 +83,10 @@ def prepare(run: RunSettings) -> None:
 
 
 def network(experiment: Experiment) -> Network:
+    """Raises: ValueError for settings that do not fit: drawn numbers beside themselves are no experiment."""
     task, model, recipe = experiment.read(Task, Model, Recipe)
+    if experiment.data == "standin" and task.train_on != "own":
+        raise ValueError(f"data=standin: {task.name} trains on drawn numbers to test on others; allowed: real, subset")
     options = {name: getattr(recipe, name) for name in ("width", "dropout", "padding", "antialias")}
     net = NumberReader(task.crop_px, model.transformers, model.localisation, **options)
     widths = {"first_conv": net.convolutions[0][0].out_channels, "fc": net.heads.in_features}
@@ -119,8 +122,10 @@ def splits(run: RunSettings) -> tuple[list[NumberCrops], NumberCrops]:
     if task.train_on == "own":
         return own, test
     drawn = load_svhn(standin_folder(run), "train", task.crop_px)
-    times = max(1, round(len(drawn) / sum(map(len, own))))
-    return [drawn, *(own * times if task.train_on == "both" else [])], test
+    if task.train_on == "drawn":
+        return [drawn], test
+    ratio = len(drawn) / sum(map(len, own))
+    return [drawn] * max(1, round(1 / ratio)) + own * max(1, round(ratio)), test
 
 
 def train_splits(run: RunSettings) -> tuple[str, ...]:

@@ -34,7 +34,9 @@ class _PatchGradientConv(torch.autograd.Function):
         image, weight = ctx.saved_tensors
         pixels = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, F), no copy when channels come last
         to_image = _to_image(image, weight, pixels) if ctx.needs_input_grad[0] else None
-        to_weight, to_bias = _to_weight_and_bias(image, weight, pixels)
+        to_weight = to_bias = None
+        if any(ctx.needs_input_grad[1:]):  # not of a frozen network
+            to_weight, to_bias = _to_weight_and_bias(image, weight, pixels)
         return to_image, to_weight, to_bias
 
 
