@@ -57,7 +57,7 @@ reproduce-birds: setup  ## App. A.2 on birds, co-localisation: after `make data-
 	$(REPRODUCE) table=tablecubcoloc $(ARGS)
 
 sweep: setup     ## search settings on held-out digits: ARGS="sweep=localiser task=mnist_e …"
-	$(RUN)sweep workers=$(WORKERS) data=$(DATA) $(ARGS)
+	$(RUN)sweep workers=$(WORKERS) $(ARGS)
 
 test: setup      ## the tests
 	$(PY) -m pytest -n 2 --dist worksteal
@@ -81,7 +81,7 @@ bench: setup data   ## measure speed: Lightning's loop, a training step and its 
 	$(RUN)bench_svhn
 
 figures: setup data  ## draw Table 1's figures from records and trained weights (others: ARGS=table=table4)
-	$(RUN)figures table=table1 protocol=$(PROTOCOL) $(ARGS)
+	$(RUN)figures table=table1 protocol=$(PROTOCOL) data=$(DATA) $(ARGS)
 
 data: setup      ## fetch and check MNIST
 	$(RUN)prepare dataset=mnist

@@ -21,6 +21,7 @@ from stn.results.bench_figures import growth_figure
 from stn.settings import RunSettings
 
 USUAL_TASK = "mnist_r"
+GROWTH = ("cpu", USUAL_TASK, ["cnn"])
 MODELS = {
     "loop": ["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"],
     "step": ["fcn", "cnn"] + [f"st_{c}_{t}" for c in ("fcn", "cnn") for t in ("affine", "projective", "tps")],
@@ -36,6 +37,8 @@ def bench(settings: dict) -> None:
     for what in options.what:
         one_of({"what": what}, "what", MODELS)
     one_of(settings, "device", ("cpu", "cuda"))
+    if options.threads < 1:
+        raise ValueError(f"threads must be 1 or more, got {options.threads}")
     one_of(settings, "precision", ("bf16", "tf32"))
     import torch
 
@@ -45,6 +48,8 @@ def bench(settings: dict) -> None:
         raise ValueError("device=cuda: no CUDA device is here; allowed: cpu")
     if options.device == "cpu" and "stacks" in options.what:
         raise ValueError("what=stacks: they take turns on a CPU; give device=cuda")
+    if "growth" in options.what and (options.device, options.task, options.models or ["cnn"]) != GROWTH:
+        raise ValueError("what=growth is about the CNN on the CPU: it takes no other device, task or models")
     torch.set_num_threads(options.threads)
     for what in options.what:
         rows = {}

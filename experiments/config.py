@@ -1,5 +1,6 @@
 """Composes the settings of one run from conf/, without starting it."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from stn.results.records import flat
 from stn.settings import RunSettings, run_settings
 
 OF_THE_COMMAND = ("launcher", "workers", "sweep", "storage")  # how many runs are trained, and where
+NAMED = ("task", "model", "protocol", "table")  # groups whose options' names stand in records
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -25,13 +27,25 @@ def run_of(config: DictConfig) -> RunSettings:
 
     One that departs from its protocol gets a protocol name and a results folder of its own (`RunSettings.variant`), so
     that it never overwrites, or slips into, the records that the tables are made from.
+    A number that equals the plain one is the plain one: 0 for 0.0 is no other run.
     Raises: ValueError for a setting of the protocol that was changed and that this run does not read.
     """
     run = run_settings(of_run(config))
     plain = as_it_stands(run)
-    refuse_unread(config, plain, run)
     named = run_settings(of_run(plain))
+    run = run_settings(_as_written(of_run(config), of_run(plain)))
+    refuse_unread(config, plain, run, same=run.hash == named.hash)
     return run if run.hash == named.hash else run.variant(of=named)
+
+
+def _as_written(given: object, plain: object) -> object:
+    """`given`, with `plain`'s values where they are equal numbers."""
+    if isinstance(given, dict) and isinstance(plain, dict):
+        return {key: _as_written(value, plain.get(key)) for key, value in given.items()}
+    if isinstance(given, list) and isinstance(plain, list) and len(given) == len(plain):
+        return [_as_written(*pair) for pair in zip(given, plain, strict=True)]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (given, plain))
+    return plain if numbers and given == plain else given
 
 
 def as_it_stands(run: RunSettings) -> DictConfig:
@@ -45,10 +59,11 @@ def of_run(config: DictConfig) -> dict:
     return {name: value for name, value in resolved(config).items() if name not in OF_THE_COMMAND}
 
 
-def refuse_unread(config: DictConfig, plain: DictConfig, run: RunSettings) -> None:
+def refuse_unread(config: DictConfig, plain: DictConfig, run: RunSettings, same: bool = False) -> None:
     """Raises: ValueError where the protocol differs from `plain` in something that does not concern this run.
 
-    Compared as written, before interpolation: what a setting changes by way of another is not counted.
+    Compared as written, before interpolation: what a setting changes by way of another is not counted. `same`: the run
+    is the one of `plain`, so that whatever differs is not read.
     """
     family, classifier = run.task.family, getattr(run.model, "classifier", None)
     shared = {"steps_of": [run.task.name, run.model.name], "batch_of": [classifier], "optimiser_of": [classifier]}
@@ -57,7 +72,8 @@ def refuse_unread(config: DictConfig, plain: DictConfig, run: RunSettings) -> No
     its += [[family], ["notes", family]]
     changed, usual = (flat(OmegaConf.to_container(settings.protocol)) for settings in (config, plain))
     for path in (name.split(".") for name in changed | usual if changed.get(name) != usual.get(name)):
-        if not any(path[: len(own)] == own[: len(path)] for own in its):
+        concerns = any(path[: len(own)] == own[: len(path)] for own in its)
+        if not concerns or (same and path[0] != "notes"):
             raise ValueError(f"protocol.{'.'.join(path)}: {run.key} does not read it; it reads protocol.{family}")
 
 
@@ -66,7 +82,17 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides)
+        config = compose(name, overrides)
+    for group, _, option in (override.partition("=") for override in overrides):
+        path = CONF / group / f"{option}.yaml"
+        if group in NAMED and path.exists() and (name := _name_in(path)) != option:
+            raise ValueError(f"conf/{group}/{option}.yaml: its name must be {option}, as the file's, got {name!r}")
+    return config
+
+
+@functools.cache
+def _name_in(path: Path) -> str | None:
+    return OmegaConf.load(path).get("name")
 
 
 def resolved(config: DictConfig) -> dict:

@@ -26,6 +26,7 @@ def explain(error: Exception, config: str = "train", chosen: Sequence[str] = ())
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from stn.data.errors import DataError
     from stn.settings import WrongModel
@@ -35,7 +36,7 @@ def explain(error: Exception, config: str = "train", chosen: Sequence[str] = ())
         return _explain_config(error, config, chosen)
     if isinstance(error, WrongModel):
         return f"{error}; its models: {', '.join(_models_read_as(error.kind))}"
-    if isinstance(error, OSError | DataError | ValueError | Busy):
+    if isinstance(error, OSError | DataError | ValueError | Busy | YAMLError):
         return " ".join(str(error).split()) + (_remedy(error) or _remedy(error.__cause__))
     return None
 
@@ -62,6 +63,10 @@ def _remedy(error: BaseException | None) -> str:
 def _explain_config(error: Exception, config: str, chosen: Sequence[str]) -> str:
     """Which group, option or key was wrong, and which there are."""
     message = " ".join(str(error).split())
+    if match := re.search(r"Ambiguous value for argument '([\w./]+)=([^']*)'", message):
+        return f"{match[1]}={match[2]}: several values are {match[1]}=[{match[2]}]"
+    if match := re.search(r"Interpolation key 'protocol\.notes(\.\w+)?' not found", message):
+        return f"this protocol lacks the line notes{match[1] or ''}, which says what it is"
     if match := re.search(r"Could not find '(\w+)/([^']*)'", message):
         group, option = match.groups()
         return f"{group}={option} does not exist; allowed: {', '.join(options(group))}"
@@ -89,6 +94,8 @@ def _explain_key(key: str, config: str, chosen: Sequence[str]) -> str:
             parents, name = parents[:depth], parent
             break
         node = node[parent]
+    if key.startswith("recipe."):
+        return f"{key}: the settings of a recipe are given as protocol.<family>.{key.removeprefix('recipe.')}"
     parent, allowed = ".".join(parents), sorted(node)
     there = ".".join([*parents, name])
     if there == key and name in node:

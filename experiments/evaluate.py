@@ -15,7 +15,7 @@ PLACES = ("data_dir", "results_dir", "output_dir", "device", "threads")
 
 
 def evaluate(settings: dict) -> None:
-    if settings["weights"] is None:
+    if not settings["weights"]:
         raise ValueError("weights=… is missing: a model file, a run's folder or record, or wandb:<artifact>")
     from stn.train.evaluation import evaluate as measure
     from stn.trained import find

@@ -52,6 +52,10 @@ def export(settings: dict) -> None:
     records = [record for record in records if record["seed"] == settings["seed"] and record["status"] == "ok"]
     if not records:
         raise ValueError(f"no record of {spec.name} at protocol={protocol} with seed={settings['seed']}, so no model")
+    unknown = set(settings["models"] or ()) - {record["model"] for record in records}
+    if unknown:
+        there = ", ".join(sorted({record["model"] for record in records}))
+        raise ValueError(f"models={', '.join(sorted(unknown))}: no record of it; allowed: {there}")
     rows = []
     for record in headline(spec, records, settings["models"]):
         path = out / f"{record['task']}_{record['model']}{SUFFIX}"

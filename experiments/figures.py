@@ -42,6 +42,8 @@ def draw_all(spec: TableSpec, records: list[dict], settings: dict) -> Iterator[P
     protocol, data, folder = settings["protocol"], settings["data"], Path(settings["results_dir"]) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = select(spec, records, protocol, data)
+    if not chosen:
+        raise ValueError(f"no record of {spec.name} at protocol={protocol} with data={data}, so no figure")
     cells = table_cells(spec, chosen, protocol, data)
     overview = folder / f"{table_stem(spec.name, protocol, data)}.png"
     yield table_figure(overview, cells, spec.unit, log=spec.lower_is_better)

@@ -29,7 +29,7 @@ def train_grid(jobs: list[list[str]]) -> None:
     if any(run.processes > 1 for run in runs):
         raise ValueError("trainer.devices: of several runs each trains in one process, workers=… at a time; allowed: 1")
     todo = []
-    for run in runs:
+    for run in {run.record_file: run for run in runs}.values():  # values may be given twice, or as 0.01 and 1e-2
         if (record := run.recorded()) and not run.force:
             print(f"{run.key}: {record['status']}, as its record says; force=true runs it again")
         else:

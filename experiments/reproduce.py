@@ -28,6 +28,7 @@ def reproduce(config: DictConfig) -> None:
         )
     settings = resolved(OmegaConf.merge(config, {"protocol": None})) | {"protocol": name}
     check_batch(settings)
+    settings |= {name: [settings[name]] for name in ("tasks", "models") if isinstance(settings[name], str)}
     spec = _spec(settings)
     states = {"done": [], "failed": [], "missing": []}
     cells = _cells(spec, settings)
@@ -95,8 +96,9 @@ def _estimate(todo: list[RunSettings], settings: dict) -> str:
     if cuda:
         rates, usual = {}, sum(run_cost(run, False) for run, _ in done) / sum(wall_s for _, wall_s in done)
     seconds = sum(run_cost(run, not cuda) / rates.get(kind(run), usual) for run in todo)
-    hours = seconds / settings["workers"] / 3600
-    return f"about {hours:.1f} hours with {settings['workers']} workers on {device}, by the speed of earlier records"
+    minutes = seconds / settings["workers"] / 60
+    takes = f"about {minutes / 60:.1f} hours" if minutes > 60 else f"about {max(minutes, 1):.0f} minutes"
+    return f"{takes} with {settings['workers']} workers on {device}, by the speed of earlier records"
 
 
 def _spec(settings: dict) -> TableSpec:
@@ -129,8 +131,10 @@ def _compose(task: str, model: str, seed: int, settings: dict) -> RunSettings:
 
 def _needed(todo: list[RunSettings], settings: dict, listed: dict[str, str | None]) -> list[RunSettings]:
     """The runs, in no table, whose weights those of `todo` begin with, and which are not done or left no weights."""
-    from stn.families import needs
+    from stn.families import check_data, needs
 
+    for run in todo:
+        check_data(run)
     keys = dict.fromkeys(key for run in todo for key in needs(run))
     runs = [_compose(key.task, key.model, key.seed, settings | {"protocol": key.protocol}) for key in keys]
     return [run for run in runs if _state(run, listed) != "done" or not (run.folder / "weights.pt").exists()]

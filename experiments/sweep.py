@@ -3,6 +3,7 @@
 An interrupted search goes on with the same command; one with more sweep.trials, too.
 """
 
+import json
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -47,16 +48,25 @@ def _search(config: DictConfig):
     from stn.many.search import Search
 
     settings, run = resolved(config), run_settings(of_run(config))
-    refuse_unread(config, as_it_stands(run), run)
+    plain = as_it_stands(run)
+    refuse_unread(config, plain, run)
     chosen = settings["sweep"]
     if run.processes > 1:
         raise ValueError("trainer.devices: a trial trains in one process, workers=… trains several at once; allowed: 1")
-    space = flat(chosen["space"])
+    trials, space = chosen["trials"], chosen["space"]
+    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
+        raise ValueError(f"sweep.trials must be an integer, 1 or more, got {trials!r}")
+    if not isinstance(space, dict):
+        raise ValueError(f"sweep.space must name settings of the protocol, got {space!r}")
+    if "://" not in settings["storage"]:
+        raise ValueError(f"storage must be a database's URL, as sqlite:///sweeps.db, got {settings['storage']!r}")
+    space = flat(space)
     numbers = run.config | {"protocol": run.protocol, "space": space}
     names = [chosen["name"], run.task.name, run.model.name, run.protocol]
     study = "-".join([*names, config_hash(numbers, without=["protocol_note"])[:8]])
     together = stacked(run.stack, run.device, settings["launcher"])
-    return Search(settings["storage"], study, run, space, chosen["sampler"], chosen["pruner"], together)
+    usual = run_settings(of_run(plain))
+    return Search(settings["storage"], study, run, usual, space, chosen["sampler"], chosen["pruner"], together)
 
 
 def _train(search, study, missing: int, settings: dict) -> tuple[list[str], int]:
@@ -102,7 +112,7 @@ def _render(study, search) -> None:
     if trial is None:
         console.print("no trial is complete yet, so no table")
         return
-    command = _command(search.run, trial.params)
+    command = _command(search, trial.params)
     folder = search.run.results_dir / "sweeps" / "studies" / search.study
     for path in write_study(study, folder, command):
         console.print(f"wrote {path}", soft_wrap=True)
@@ -110,16 +120,25 @@ def _render(study, search) -> None:
     console.print(f"  {command}", soft_wrap=True)
 
 
-def _command(run: RunSettings, params: dict) -> str:
-    """What trains settings of this search for the test set: all that is not as in their protocol."""
+def _command(search, params: dict) -> str:
+    """What trains settings of this search for the test set: all that is not as in their task, model and protocol."""
     from stn.many.search import changed_recipe
 
-    plain, recipe = flat(of_run(as_it_stands(run))["recipe"]), flat(changed_recipe(run.recipe, params))
-    within = f"protocol.{run.task.family}"
-    changed = [f"{within}.{name}={value}" for name, value in recipe.items() if name in plain and plain[name] != value]
-    changed += [f"+{within}.{name}={value}" for name, value in recipe.items() if name not in plain]
-    changed += [f"~{within}.{name}" for name in plain if name not in recipe]
+    def settings(run: RunSettings, recipe: dict) -> dict:
+        groups = {"task": run.task.model_dump(), "model": run.model.model_dump(), "precision": run.precision}
+        return flat(groups | {"protocol": {run.task.family: recipe}})
+
+    run = search.run
+    plain, chosen = settings(search.usual, search.usual.recipe), settings(run, changed_recipe(run.recipe, params))
+    changed = [f"{name}={_written(value)}" for name, value in chosen.items() if name in plain and plain[name] != value]
+    changed += [f"+{name}={_written(value)}" for name, value in chosen.items() if name not in plain]
+    changed += [f"~{name}" for name in plain if name not in chosen]
     return " ".join([run.command(run.key), *changed])
+
+
+def _written(value) -> str:
+    """As a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _short(value) -> str:

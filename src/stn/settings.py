@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, JsonValue, NonNegativeInt, PlainValidator, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PlainValidator, PositiveInt, model_validator
 
 from stn.results.records import (
     USUAL,
@@ -216,10 +216,19 @@ class Batch(Checked):
     seeds: PositiveInt = 1
     stack: Stack
     time_budget_s: float | None
+    retry: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Self:
+        if self.force and self.time_budget_s is not None:
+            raise ValueError("force=true begins anew each time, so with time_budget_s it would never end; give one")
+        return self
 
 
 def check_batch(composed: dict[str, Any]) -> None:
-    """Raises: ValueError, one line, for invalid seeds, workers, time_budget_s or stack."""
+    """Raises: ValueError, one line, for what a `Batch` cannot be."""
     checked(Batch, {name: composed[name] for name in Batch.model_fields if name in composed})
 
 

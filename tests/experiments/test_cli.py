@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from experiments import reproduce
 from experiments.cli import explain
-from experiments.config import compose_config, compose_run, options, run_of
+from experiments.config import CONF, compose_config, compose_run, options, run_of
 from stn.families import build, mnist
 from stn.results.records import flat
 
@@ -247,6 +248,8 @@ def test_a_bug_is_not_taken_for_the_users_error():
             "missing key 'model.projection'; its models: cnn3d, projection_cnn, st3d_cnn",
         ),
         (["experiments.reproduce", "table=table9"], "table=table9 does not exist; allowed: table1"),
+        (["experiments.figures", "table=table1", "protocol=part"], "no record of table1 at protocol=part"),
+        (["experiments.export", "models=[cnn,vgg]"], "models=vgg: no record of it; allowed: cnn, fcn"),
         (
             ["experiments.reproduce", "table=table2", "protocol=modern"],
             "this protocol says nothing about svhn tasks; allowed: protocol=fast, paper, part, quick, smoke",
@@ -287,6 +290,8 @@ def test_unchanged_settings_keep_their_protocol(seed):
         "progress=false",
         "wandb.mode=offline",
         "protocol.mnist.optimiser.lr=0.005",  # what it is already
+        "protocol.mnist.optimiser.weight_decay=0",  # 0.0
+        "protocol.mnist.localiser_lr_multiplier=1",  # 1.0
     ],
 )
 def test_notes_paths_and_places_make_no_variant(override):
@@ -314,6 +319,42 @@ def test_a_changed_setting_gets_a_protocol_and_a_folder_of_its_own(tmp_path, ove
     assert variant.record_file != plain.record_file
     assert not variant.record_file.is_relative_to(tmp_path / "runs")  # where the tables look
     assert variant.recipe == changed.recipe
+
+
+@pytest.mark.parametrize("key", ["weight_decay", "lerning_rate"])
+def test_a_setting_of_the_shared_ones_that_is_not_read_is_refused(key):
+    cell = ["task=mnist_r", "model=cnn", "protocol=modern", f"+protocol.optimiser_of.cnn.{key}=64"]
+    assert line_of("train", of, *cell).startswith(f"protocol.optimiser_of.cnn.{key}: mnist_r/cnn/modern/seed0 does not")
+
+
+@pytest.mark.parametrize("group", ["model", "protocol"])
+def test_a_copied_file_that_kept_its_name_is_refused(monkeypatch, tmp_path, group):
+    shutil.copytree(CONF, tmp_path / "conf")
+    kept = {"model": "fcn", "protocol": "fast"}[group]
+    shutil.copy(CONF / group / f"{kept}.yaml", tmp_path / "conf" / group / "mine.yaml")
+    monkeypatch.setattr("experiments.config.CONF", tmp_path / "conf")
+    cell = [o for o in ("task=mnist_r", "model=fcn", "protocol=fast") if not o.startswith(group)]
+    line = line_of("train", compose_run, [*cell, f"{group}=mine"])
+    assert line == f"conf/{group}/mine.yaml: its name must be mine, as the file's, got '{kept}'"
+    (tmp_path / "conf" / group / "mine.yaml").write_text("name: [")
+    assert "mine.yaml" in line_of("train", compose_run, [*cell, f"{group}=mine"])
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("tasks=mnist_r,mnist_e", "tasks=mnist_r,mnist_e: several values are tasks=[mnist_r,mnist_e]"),
+        ("dry_run=no", "dry_run must be true or false, got 'no'"),
+        ("retry=maybe", "retry must be true or false, got 'maybe'"),
+        ("models=vgg", "models=vgg not in table1; allowed: fcn, cnn, st_fcn_affine"),
+        ("data=standin", "data=standin: mnist_r has only data=real"),
+        ("force=true time_budget_s=1", "force=true begins anew each time"),
+    ],
+)
+def test_reproduce_refuses_what_it_cannot_do(override, line, tmp_path):
+    places = [f"{name}_dir={tmp_path}" for name in ("data", "results", "output")]
+    said = line_of("reproduce", lambda: reproduce.reproduce(compose_config("reproduce", [*places, *override.split()])))
+    assert said.startswith(line)
 
 
 def test_variants_differ_by_setting_and_agree_over_seeds():

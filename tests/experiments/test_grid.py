@@ -63,6 +63,15 @@ def test_a_grid_trains_as_a_stack_per_worker_and_ends_as_if_each_run_had_trained
         assert together[key]["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-3)
 
 
+@pytest.mark.parametrize("stack", ["true", "false"])
+def test_a_run_that_is_named_twice_is_trained_once(grid, stack):
+    groups, records = grid(
+        "twice", "task=mnist_r", "model=fcn", "seed=3,3", "protocol.mnist.optimiser.lr=0.01,1e-2", f"stack={stack}"
+    )
+    assert groups == [[("mnist_r", "fcn", 3)]]
+    assert len(records) == 1
+
+
 def test_what_cannot_run_is_refused_before_anything_trains(grid):
     for override in ("protocol.mnist.optimiser.lr=0.01,-1", "stack=perhaps", "workers=0", "trainer.devices=2"):
         with pytest.raises(ValueError, match=r"must be|allowed: 1"):

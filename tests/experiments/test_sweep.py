@@ -96,6 +96,37 @@ def test_every_trial_is_a_run_with_a_record_and_the_table_says_what_these_say(ca
     assert compose_run(command).evaluate == "test"
 
 
+def test_the_command_of_the_best_and_the_trials_notes_say_all_that_was_searched_with(call, tmp_path):
+    changed = ["task.distortion.rotation_deg=30", "model.localisation=fc", "+wandb.config.purpose=demo"]
+    said = call("sweep.trials=1", *changed)
+    (record,) = records(tmp_path)
+    best = compose_run(re.search(r"experiments.train (.*)", said)[1].split())
+    assert best.task.distortion["rotation_deg"] == 30
+    assert best.config | {"evaluate": "heldout"} == record["config"] | {
+        "protocol_note": best.protocol_note,
+        "seed": best.seed,
+    }
+    assert "rotation_deg=30" in record["config"]["protocol_note"]
+
+
+def test_a_whole_number_of_a_setting_that_may_have_others_is_searched_as_one(call, trials):
+    call("sweep.trials=2", "protocol.mnist.localiser_lr_multiplier=1")
+    assert all(isinstance(trial.params["localiser_lr_multiplier"], float) for trial in trials())
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("sweep.trials=abc", "sweep.trials must be an integer, 1 or more, got 'abc'"),
+        ("sweep.space=null", "sweep.space must name settings of the protocol, got None"),
+        ("storage=foo", "storage must be a database's URL, as sqlite:///sweeps.db, got 'foo'"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(call, override, line):
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        call(override)
+
+
 def test_a_finished_search_trains_nothing_and_a_longer_one_goes_on(call, trials, tmp_path):
     call("sweep.trials=1")
     before = records(tmp_path)

@@ -200,6 +200,18 @@ def test_every_worker_gets_a_stack_and_none_much_more_than_the_others(settings_o
     assert [len(group) for group in stacks(runs, False, workers)] == [1] * len(costs)
 
 
+def test_an_interrupted_stack_is_formed_again_whatever_else_is_left(settings_of):
+    runs = [settings_of("mnist_r", "fcn", f"seed={i}") for i in range(6)]
+    first, second = stacks(runs, True, workers=2)
+    checkpoints.name_members(second)
+    assert stacks(second + first[:1], True, workers=2) != [second, first[:1]]  # no checkpoint was written yet
+    checkpoints.checkpoint_file(second).touch()
+    assert stacks(second + first[:1], True, workers=2) == [second, first[:1]]
+    left = second[1:]  # one of its runs has a record meanwhile
+    assert sorted(run.seed for group in stacks(left, True, 2) for run in group) == sorted(run.seed for run in left)
+    assert stacks(second, False) == [[run] for run in second]
+
+
 @pytest.mark.parametrize(
     ("launcher", "gpu_here", "wanted"),
     [

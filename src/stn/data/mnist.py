@@ -86,7 +86,8 @@ def load_mnist(data_dir: Path, split: str) -> Digits:
     folder = _complete_folder(data_dir)
     if folder is None:
         raise DataError(
-            f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare dataset=mnist` first"
+            f"MNIST is not in {_raw_folder(data_dir)}: run `python -m experiments.prepare dataset=mnist "
+            f"data_dir={data_dir}` first"
         )
     names = (f"{SPLITS[split]}-images-idx3-ubyte", f"{SPLITS[split]}-labels-idx1-ubyte")
     images, labels = (np.frombuffer(_read(folder / name, name), np.uint8) for name in names)

@@ -104,16 +104,20 @@ def seeded_network(run: RunSettings) -> Network:
         return network(run)
 
 
+def check_data(run: RunSettings) -> None:
+    """Raises: ValueError for a kind of data that the run's task does not have."""
+    if run.data not in (there := family(run).DATA):
+        raise ValueError(f"data={run.data}: {run.task.name} has only data={', '.join(there)}")
+
+
 def build(run: RunSettings) -> Built:
     """The LightningModule of a run, with its data.
 
     Raises: ValueError for settings that do not fit together, DataError when the data are not there.
     """
-    module = family(run)
-    if run.data not in module.DATA:
-        raise ValueError(f"data={run.data}: {run.task.name} has only data={', '.join(module.DATA)}")
+    check_data(run)
     try:
-        return module.build(run)
+        return family(run).build(run)
     except (TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise _unusable(run, error) from error
 

@@ -88,10 +88,13 @@ class _Submitit:
         submitit = extra("submitit", "sweeps")
         if launcher["cluster"] not in (None, "slurm", "local"):
             raise ValueError(f"launcher.cluster must be null, slurm or local, got {launcher['cluster']!r}")
-        self.executor = submitit.AutoExecutor(launcher["folder"], cluster=launcher["cluster"])
+        try:
+            self.executor = submitit.AutoExecutor(launcher["folder"], cluster=launcher["cluster"])
+        except RuntimeError as error:  # no Slurm here
+            raise ValueError(f"launcher.cluster={launcher['cluster']}: {' '.join(str(error).split())}") from error
         try:
             self.executor.update_parameters(**launcher["parameters"])
-        except NameError as error:  # what submitit raises for a parameter that it does not know
+        except (NameError, TypeError, ValueError, AssertionError) as error:  # of submitit
             raise ValueError(f"launcher.parameters: {' '.join(str(error).split())}") from error
 
     def start(self, function: Callable, *arguments):

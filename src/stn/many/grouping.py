@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from stn.families import family
 from stn.settings import RunSettings
+from stn.train.checkpoints import begun_stacks
 from stn.train.provenance import uses_cuda
 
 # With so many in one program the device is busy (results/bench).
@@ -42,14 +43,27 @@ def stacks(
     """The runs in groups that train together, in the order of their first members; each alone unless `together`.
 
     Of those that may, every one of the `workers` gets a group where there are as many; each run, in the order in which
-    they are given, joins the group that costs least so far.
+    they are given, joins the group that costs least so far. A stack that was interrupted is formed again first: its
+    checkpoint is one of all its runs.
     """
+    begun = _begun(runs) if together else []
+    taken = [run.record_file for group in begun for run in group]
     alike: dict[object, list[RunSettings]] = {}
     for i, run in enumerate(runs):
-        key = stack_key(run) if together else None
-        alike.setdefault(i if key is None else key, []).append(run)
-    groups = [group for same in alike.values() for group in _shared_out(same, workers, cost)]
+        if run.record_file not in taken:
+            key = stack_key(run) if together else None
+            alike.setdefault(i if key is None else key, []).append(run)
+    groups = begun + [group for same in alike.values() for group in _shared_out(same, workers, cost)]
     return sorted(groups, key=lambda group: runs.index(group[0]))
+
+
+def _begun(runs: Sequence[RunSettings]) -> list[list[RunSettings]]:
+    """The interrupted stacks whose runs are all among these, and can still train together; no run is in two."""
+    left, found = {str(run.record_file): run for run in runs}, []
+    for members in [members for folder in {run.output_dir for run in runs} for members in begun_stacks(folder)]:
+        if set(members) <= left.keys() and len({stack_key(left[name]) for name in members} | {None}) == 2:
+            found.append([left.pop(name) for name in members])
+    return found
 
 
 def _shared_out(runs: list[RunSettings], workers: int, cost: Callable[[RunSettings], float]) -> list[list[RunSettings]]:

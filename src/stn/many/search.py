@@ -32,11 +32,15 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Search(NamedTuple):
-    """One study: a run in whose recipe the trials change what `space` names, `optimiser.lr` -> its values or range."""
+    """One study: a run in whose recipe the trials change what `space` names, `optimiser.lr` -> its values or range.
+
+    `usual`: that run with its task, model and protocol as they stand.
+    """
 
     storage: str
     study: str
     run: RunSettings
+    usual: RunSettings
     space: dict[str, Any]
     sampler: str
     pruner: str
@@ -123,7 +127,8 @@ def run_trials(job: Job, deadline: float | None, progress) -> list[dict]:
     asked: dict[Path, tuple[RunSettings, list[Trial]]] = {}  # trials of equal settings are one run
     for trial in [study.ask() for _ in range(job.trials)]:
         run = run_of(search, _suggested(trial, search))
-        run = run.changed(wandb=run.wandb.model_dump() | {"config": {"study": search.study, "trial": trial.number}})
+        stated = run.wandb.config | {"study": search.study, "trial": trial.number}
+        run = run.changed(wandb=run.wandb.model_dump() | {"config": stated})
         asked.setdefault(run.record_file, (run, []))[1].append(trial)
     ended = []
     for stack in stacks([run for run, _ in asked.values()], search.stack):
@@ -140,7 +145,7 @@ def run_trials(job: Job, deadline: float | None, progress) -> list[dict]:
 
 def run_of(search: Search, chosen: dict[str, Any]) -> RunSettings:
     """A trial's run, with a protocol name and results folder of its own."""
-    return search.run.changed(recipe=changed_recipe(search.run.recipe, chosen)).variant(of=search.run)
+    return search.run.changed(recipe=changed_recipe(search.run.recipe, chosen)).variant(of=search.usual)
 
 
 def changed_recipe(recipe: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _suggested(trial: Trial, search: Search) -> dict[str, Any]:
     for name, values in search.space.items():
         if isinstance(values, list):
             chosen[name] = trial.suggest_categorical(name, values)
-        elif isinstance(settings[name], int):
+        elif all(isinstance(number, int) for number in (settings[name], values["low"], values["high"])):
             chosen[name] = trial.suggest_int(name, **values)
         else:
             chosen[name] = trial.suggest_float(name, **values)

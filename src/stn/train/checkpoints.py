@@ -16,6 +16,8 @@ from stn.settings import RunSettings
 from stn.train.stopped import OutOfTime
 
 EVERY = timedelta(seconds=30)
+CHECKPOINT = "last.ckpt"
+MEMBERS = "runs.txt"  # beside a stack's checkpoint: the record files of its runs
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +25,23 @@ log = logging.getLogger(__name__)
 def checkpoint_file(runs: Sequence[RunSettings]) -> Path:
     """Of one run in its folder; a stack of runs has a folder of its own."""
     if len(runs) == 1:
-        return runs[0].folder / "last.ckpt"
+        return runs[0].folder / CHECKPOINT
     name = hashlib.sha256("\n".join(str(run.record_file) for run in runs).encode()).hexdigest()[:16]
-    return runs[0].output_dir / "stacks" / name / "last.ckpt"
+    return runs[0].output_dir / "stacks" / name / CHECKPOINT
+
+
+def name_members(runs: Sequence[RunSettings]) -> None:
+    """Writes beside the checkpoint of a stack which runs are in it: who goes on must form the same stack."""
+    if len(runs) > 1:
+        folder = checkpoint_file(runs).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MEMBERS).write_text("\n".join(str(run.record_file) for run in runs), encoding="utf-8")
+
+
+def begun_stacks(output_dir: Path) -> list[list[str]]:
+    """The record files of the runs of each stack that has a checkpoint there."""
+    named = sorted((output_dir / "stacks").glob(f"*/{MEMBERS}"))
+    return [path.read_text(encoding="utf-8").splitlines() for path in named if (path.parent / CHECKPOINT).exists()]
 
 
 def usable(path: Path, config_hash: str) -> Path | None:

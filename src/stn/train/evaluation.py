@@ -7,6 +7,7 @@ from stn.families import FAMILIES, build, network
 from stn.settings import RunSettings
 from stn.tasks.training import Training
 from stn.train.parallel import trainer_options
+from stn.train.provenance import check_device
 from stn.train.run import quiet
 from stn.trained import Trained
 
@@ -16,6 +17,7 @@ def evaluate(trained: Trained, run: RunSettings) -> Training:
 
     Raises: ValueError for a task that the weights do not fit; DataError where its data are not there.
     """
+    check_device(run.device)
     net = trained.net()
     if run.task != trained.experiment.task:
         _check_fit(trained, run, net)

@@ -60,6 +60,12 @@ def cost_of_bf16(device: torch.device) -> str | None:
     )
 
 
+def check_device(device: str) -> None:
+    """Raises: ValueError for device=cuda where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
+
+
 def uses_cuda(device: str) -> bool:
     """Whether a run whose `device` setting this is (auto, cpu or cuda) would compute on a GPU of this machine."""
     return device != "cpu" and torch.cuda.is_available()

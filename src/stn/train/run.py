@@ -18,12 +18,12 @@ from stn.results.records import write_records
 from stn.saved import save
 from stn.settings import RunSettings
 from stn.tasks.training import Training
-from stn.train.checkpoints import Checkpoints, checkpoint_file, usable
+from stn.train.checkpoints import MEMBERS, Checkpoints, checkpoint_file, name_members, usable
 from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
 from stn.train.outcome import outcome
 from stn.train.parallel import check_parallel, slice_of, trainer_options
-from stn.train.provenance import arithmetic, code_state, cost_of_bf16, device_name, uses_cuda, versions
+from stn.train.provenance import arithmetic, check_device, code_state, cost_of_bf16, device_name, uses_cuda, versions
 from stn.train.stack import Stack
 from stn.train.stopped import Interrupted, Stopped
 from stn.watch.snapshots import Snapshots
@@ -71,6 +71,7 @@ def train(
         program = modules[0] if len(modules) == 1 else Stack(modules)
         program.config_hash = "+".join(run.hash for run in todo)
         checkpoint = checkpoint_file(todo)
+        name_members(todo)
         kept = Snapshots({run.folder: built.module for run, built in zip(todo, builts, strict=True) if writes})
         saving = [LambdaCallback(on_train_start=_note_place), kept, Checkpoints(checkpoint, deadline)]
         if progress:
@@ -88,7 +89,8 @@ def train(
                     if not module.diverged:
                         trainer.test(module, verbose=False)
             if writes:
-                checkpoint.unlink(missing_ok=True)
+                for path in (checkpoint, checkpoint.parent / MEMBERS):
+                    path.unlink(missing_ok=True)
     return list((records | ended).values())
 
 
@@ -104,8 +106,7 @@ def _note_place(trainer: pl.Trainer, program: Training | Stack) -> None:
 
 def _built(run: RunSettings) -> Built:
     """The run with its network and data. Raises: ValueError, DataError."""
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
+    check_device(run.device)
     if run.precision == "tf32" and not uses_cuda(run.device):
         raise ValueError("precision=tf32: only CUDA computes in it; allowed here: float32, bf16")
     torch.set_num_threads(run.threads)

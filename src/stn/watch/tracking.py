@@ -163,7 +163,7 @@ def _files(run: RunSettings) -> list[Logger]:
     try:
         return [made[name](run.folder, name="", version=name) for name in run.loggers]
     except ModuleNotFoundError as error:
-        raise NotStarted(f"loggers: {error.name} is not installed: pip install tensorboard") from error
+        raise NotStarted("loggers=[tensorboard]: it is not installed: pip install tensorboard") from error
 
 
 def options(run: RunSettings, config: Mapping[str, Any]) -> dict[str, Any]:
