@@ -42,10 +42,9 @@ def bench(settings: dict) -> None:
     one_of(settings, "precision", ("bf16", "tf32"))
     import torch
 
-    from stn.train.provenance import device_name, git_state, instructions, versions
+    from stn.train.provenance import check_device, device_name, git_state, instructions, versions
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no CUDA device is here; allowed: cpu")
+    check_device(options.device)
     if options.device == "cpu" and "stacks" in options.what:
         raise ValueError("what=stacks: they take turns on a CPU; give device=cuda")
     if "growth" in options.what and (options.device, options.task, options.models or ["cnn"]) != GROWTH:

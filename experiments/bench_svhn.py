@@ -22,8 +22,9 @@ def bench_svhn(settings: dict) -> None:
     from stn.bench.networks import step_ratios
     from stn.families import network
     from stn.tasks.training import allow_tf32
-    from stn.train.provenance import device_name, git_state, versions
+    from stn.train.provenance import check_device, device_name, git_state, versions
 
+    check_device(options.device)
     torch.set_num_threads(1)
     allow_tf32(False)
     built = {m: network(compose_run([f"task={options.task}", f"model={m}", "protocol=paper"])) for m in MODELS}

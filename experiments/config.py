@@ -85,8 +85,8 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
         config = compose(name, overrides)
     for group, _, option in (override.partition("=") for override in overrides):
         path = CONF / group / f"{option}.yaml"
-        if group in NAMED and path.exists() and (name := _name_in(path)) != option:
-            raise ValueError(f"conf/{group}/{option}.yaml: its name must be {option}, as the file's, got {name!r}")
+        if group in NAMED and path.exists() and (its_name := _name_in(path)) != option:
+            raise ValueError(f"conf/{group}/{option}.yaml: its name must be {option}, as the file's, got {its_name!r}")
     return config
 
 

@@ -16,7 +16,7 @@ from stn.families import family
 from stn.many.grouping import stacks
 from stn.results.records import flat
 from stn.settings import RunSettings
-from stn.train.checkpoints import checkpoint_file
+from stn.train.checkpoints import forget
 from stn.train.run import train
 from stn.train.stopped import OutOfTime, Pruned
 
@@ -176,7 +176,7 @@ def _records(study, stack: list[RunSettings], trials: list[list[Trial]], deadlin
         callbacks = [_Pruning(study.study_name, [same for _, same in missing])]
         return train(stack, progress, deadline, callbacks, done=_done)
     except Pruned:
-        checkpoint_file([run for run, _ in missing]).unlink(missing_ok=True)
+        forget([run for run, _ in missing])
         return [_done(run) for run in stack]
     except OutOfTime:
         raise

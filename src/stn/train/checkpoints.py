@@ -44,6 +44,13 @@ def begun_stacks(output_dir: Path) -> list[list[str]]:
     return [path.read_text(encoding="utf-8").splitlines() for path in named if (path.parent / CHECKPOINT).exists()]
 
 
+def forget(runs: Sequence[RunSettings]) -> None:
+    """Removes the checkpoint of runs that need none any more, and a stack's list of its runs."""
+    path = checkpoint_file(runs)
+    for done in (path, path.parent / MEMBERS):
+        done.unlink(missing_ok=True)
+
+
 def usable(path: Path, config_hash: str) -> Path | None:
     """The checkpoint to resume from; None when there is none, or it is torn, or of other settings."""
     if not path.exists():

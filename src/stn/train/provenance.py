@@ -63,7 +63,7 @@ def cost_of_bf16(device: torch.device) -> str | None:
 def check_device(device: str) -> None:
     """Raises: ValueError for device=cuda where there is none."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: no CUDA device is here; allowed: auto, cpu")
+        raise ValueError("device=cuda: no CUDA device is here; give device=cpu")
 
 
 def uses_cuda(device: str) -> bool:

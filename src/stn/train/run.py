@@ -18,7 +18,7 @@ from stn.results.records import write_records
 from stn.saved import save
 from stn.settings import RunSettings
 from stn.tasks.training import Training
-from stn.train.checkpoints import MEMBERS, Checkpoints, checkpoint_file, name_members, usable
+from stn.train.checkpoints import Checkpoints, checkpoint_file, forget, name_members, usable
 from stn.train.claim import claimed
 from stn.train.memory import keep_freed_memory
 from stn.train.outcome import outcome
@@ -89,8 +89,7 @@ def train(
                     if not module.diverged:
                         trainer.test(module, verbose=False)
             if writes:
-                for path in (checkpoint, checkpoint.parent / MEMBERS):
-                    path.unlink(missing_ok=True)
+                forget(todo)
     return list((records | ended).values())
 
 
