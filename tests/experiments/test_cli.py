@@ -194,7 +194,7 @@ def test_a_setting_that_the_run_does_not_read_is_refused(toy_mnist, override, na
         ("mnist_r fcn", "steps_of.mnist_tc.cnn"),
         ("mnist_r fcn", "batch_of.cnn"),
         ("mnist_r fcn", "optimiser_of.cnn.lr"),
-        ("addition fcn", "optimiser_of.cnn.lr"),
+        ("addition cnn", "optimiser_of.cnn.lr"),
     ],
 )
 def test_a_setting_of_another_cell_is_refused(toy_mnist, cell, name):
@@ -210,7 +210,7 @@ def test_a_setting_of_another_cell_is_refused(toy_mnist, cell, name):
         ("mnist_tc", "cnn", "steps_of.mnist_tc.cnn", "steps"),
         ("addition", "cnn", "batch_of.cnn", "batch_size"),
         ("mnist_p", "cnn", "optimiser_of.cnn.lr", "optimiser.lr"),
-        ("addition", "cnn", "optimiser_of.cnn.lr", "optimiser.lr"),
+        ("addition", "cnn", "addition.optimiser.lr", "optimiser.lr"),
     ],
 )
 def test_a_setting_of_the_own_cell_counts(task, model, name, read):
