@@ -16,9 +16,9 @@ from stn.data.errors import DataError
 from stn.families import build
 from stn.results.records import unpack_wrong
 from stn.results.tables import table_stem
-from stn.saved import load
 from stn.settings import RunSettings
 from stn.tasks.training import Training
+from stn.trained import weights_of
 from stn.watch.snapshots import FILE
 
 
@@ -31,7 +31,7 @@ def run_of(record: dict, settings: dict) -> RunSettings:
 def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict, Training]]:
     """The records whose runs left their weights, each with its LightningModule, trained and in evaluation mode.
 
-    Raises: DataError for weights that do not fit.
+    Raises: DataError for weights that do not fit, or are of another training than the record.
     """
     for record in records:
         run = run_of(record, settings)
@@ -39,7 +39,7 @@ def with_weights(records: Iterable[dict], settings: dict) -> Iterator[tuple[dict
         if weights.exists():
             module = build(run).module
             try:
-                module.net.load_state_dict(load(weights))
+                module.net.load_state_dict(weights_of(record, run.folder))
             except RuntimeError as error:
                 line = "is of another network than conf/ describes now: train it again, or delete it"
                 raise DataError(f"{weights} {line}") from error

@@ -1,12 +1,15 @@
 """Files of tensors that appear whole, and are read only when every bit is as it was written."""
 
+import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stn.data.errors import DataError
 
@@ -46,3 +49,11 @@ def load(path: Path) -> Any:
         raise DataError(
             f"{path} is damaged, or no file of tensors ({type(error).__name__}: {reason}): delete it"
         ) from error
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Of the numbers alone, name by name: torch's file format may change, they do not."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode() + weights[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

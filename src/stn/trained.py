@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stn.data.errors import DataError
 from stn.families import network
 from stn.results.records import DATA_KINDS, read_record, record_path, records_root, run_key, sweeps_dir
-from stn.saved import load, replace
+from stn.saved import load, replace, weights_sha256
 from stn.settings import Experiment
 
 SUFFIX = ".safetensors"
@@ -61,7 +61,7 @@ def find(
     if not folder.is_dir():
         raise DataError(f"{path}: no such model file, record or run's folder")
     record = _record_of(folder, Path(results_dir or _root(folder) / "results"))
-    return Trained(record, _weights(folder / "weights.pt"))
+    return Trained(record, weights_of(record, folder))
 
 
 def read(path: Path) -> Trained:
@@ -110,7 +110,7 @@ def _root(path: Path) -> Path:
 
 def _of_record(record: Mapping[str, Any], output_dir: Path) -> Trained:
     path = record_path(records_root(output_dir, record["data"]), run_key(record))
-    return Trained(record, _weights(path.with_suffix("") / "weights.pt"))
+    return Trained(record, weights_of(record, path.with_suffix("")))
 
 
 def _record_of(folder: Path, results_dir: Path) -> Mapping[str, Any]:
@@ -124,7 +124,16 @@ def _record_of(folder: Path, results_dir: Path) -> Mapping[str, Any]:
     raise DataError(f"{folder}: there is no record of this run at {' or '.join(map(str, places))}")
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def weights_of(record: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """What the run of this record left in its folder.
+
+    Raises: DataError, one line, where there is nothing, or it is of another training (not told of older records).
+    """
+    path = folder / "weights.pt"
     if not path.exists():
         raise DataError(f"{path}: no such file; the run that leaves it there has to be trained first")
-    return load(path)
+    weights = load(path)
+    if record.get("weights_sha256") not in (None, weights_sha256(weights)):
+        told = f"not the weights that the record of {run_key(record)} was measured with"
+        raise DataError(f"{path}: {told}: train it again, or delete them")
+    return weights

@@ -12,6 +12,7 @@ import stn
 from experiments import evaluate, export
 from experiments.config import CONF, compose_config
 from stn.data.errors import DataError
+from stn.saved import load, save
 from stn.train.evaluation import evaluate as measure
 from stn.trained import SUFFIX, find, read, write
 from tests.tiny import run
@@ -115,6 +116,19 @@ def test_weights_of_another_network_are_refused(trained):
     other = weights._replace(weights={name: tensor[:1] for name, tensor in weights.weights.items()})
     with pytest.raises(DataError, match="another network"):
         other.net()
+
+
+def test_weights_of_another_training_are_not_taken_for_the_records(trained):
+    settings, record = trained
+    file = settings.folder / "weights.pt"
+    other = {name: tensor.clone() for name, tensor in load(file).items()}
+    other["transformers.0.regression.bias"][0] += 1e-6
+    save(other, file)
+    for source in (record, settings.record_file, settings.folder):
+        with pytest.raises(DataError, match=f"not the weights that the record of {settings.key} "):
+            find(source, settings.results_dir, settings.output_dir)
+    older = {name: value for name, value in record.items() if name != "weights_sha256"}
+    assert find(older, output_dir=settings.output_dir).weights.keys() == other.keys()
 
 
 def test_export_writes_models_with_a_card_and_the_example_reads_one(trained, settings_of, tmp_path):

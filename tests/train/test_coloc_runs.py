@@ -13,6 +13,7 @@ from stn.families import build, coloc, needs, network
 from stn.nets.mnist import Cnn
 from stn.nets.windows import window_boxes_px
 from stn.results.records import read_record, unpack_wrong
+from stn.saved import weights_sha256
 from stn.settings import RunSettings
 from stn.tasks.colocalisation import Colocalisation, iou
 from stn.train import checkpoints
@@ -112,7 +113,7 @@ def test_a_run_ends_in_a_record_that_its_weights_confirm(settings_of_coloc, enco
     unseen = [metrics[f"test/correct_unseen_pct_digit{k}"] for k in range(10)]
     assert metrics["test/correct_unseen_pct"] == pytest.approx(np.mean(unseen))
     weights = torch.load(encoder, weights_only=True)
-    assert record["data_checksums"]["encoder mnist_p/cnn/smoke/seed0"] == coloc.weights_sha256(weights)
+    assert record["data_checksums"]["encoder mnist_p/cnn/smoke/seed0"] == weights_sha256(weights)
 
     module = build(settings).module
     module.net.load_state_dict(torch.load(settings.folder / "weights.pt", weights_only=True))

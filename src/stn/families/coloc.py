@@ -1,6 +1,5 @@
 """Co-localisation of digits, Table 5 (App. A.2): ten classes of images, a localiser for each."""
 
-import hashlib
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from stn.families import Built, Network, seeded_network
 from stn.families.mnist import splits
 from stn.nets.colocalisation import CnnActivations, Localisers
 from stn.results.records import RunKey
-from stn.saved import load
+from stn.saved import load, weights_sha256
 from stn.settings import Experiment, ModelSettings, RunSettings, TaskSettings, made
 from stn.tasks.colocalisation import Colocalisation, ColocalisationRecipe, Scenes
 from stn.validation import Checked
@@ -120,11 +119,3 @@ def encoder_weights(run: RunSettings, encoder: RunKey) -> tuple[dict[str, Tensor
         raise DataError(f"the encoder {path} is not there; make it: {run.command(encoder)}")
     weights = load(path)
     return weights, {f"encoder {encoder}": weights_sha256(weights)}
-
-
-def weights_sha256(weights: dict[str, Tensor]) -> str:
-    """Of the numbers alone, name by name: torch's file format may change, they do not."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -94,7 +94,7 @@ def write_records(records: Mapping[Path, Mapping[str, Any]]) -> None:
     texts = {}
     for path, record in records.items():
         check_record(path, record)
-        ordered = {name: record[name] for name in KEYS}
+        ordered = {name: record[name] for name in KEYS if name in record}
         try:
             texts[path] = _to_json({**ordered, CHECKSUM: config_hash(ordered, without=())}) + "\n"
         except TypeError as error:  # a number of numpy's
@@ -247,6 +247,7 @@ class Record(Checked):
     versions: dict[str, str]
     git: _Git
     data_checksums: dict[str, str] | None
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None  # older records have none
     finished_at: Annotated[str, AfterValidator(_utc)]
 
     @model_validator(mode="after")

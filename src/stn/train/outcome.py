@@ -7,6 +7,7 @@ from typing import Any
 from stn.families import Built
 from stn.nets.budget import count_parameters
 from stn.results.records import SCHEMA, pack_wrong
+from stn.saved import weights_sha256
 from stn.settings import RunSettings
 from stn.tasks.training import Training
 from stn.train.provenance import code_state, joined, versions
@@ -41,6 +42,7 @@ def outcome(run: RunSettings, built: Built, error: Exception | None = None) -> d
         "versions": versions() | module.arithmetic,
         "git": joined(module.code or [code_state()]),
         "data_checksums": built.data_checksums,
+        "weights_sha256": None,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if error is not None:
@@ -73,6 +75,7 @@ def _measured(module: Training, curve: dict[str, list], evaluate: str) -> dict[s
         "test_wrong": None if module.test_wrong is None else pack_wrong(module.test_wrong.numpy()),
         "curve": curve,
         "wall_s": round(module.train_s, 2),
+        "weights_sha256": weights_sha256(module.net.state_dict()),
         "images_per_s": round(module.recipe.steps * module.recipe.batch_size / module.train_s, 1),
     }
 
