@@ -155,7 +155,7 @@ def test_tables_claims_and_counts_are_those_of_the_records(project, record):
     assert "FCN 5.00 paper 2.1 +2.90 worse missing paper 3.2" in numbers
     assert "Maxout (cited) paper 4.0 –" in numbers
     ((_, row),) = [(a, t) for a, t in page.all("tr") if t.startswith("Golden: two distortions, fast")]
-    assert row == "Golden: two distortions, fast 1 0 2 0 2 0 0 2 3 37.5 s"
+    assert row == "Golden: two distortions, fast 1 0 2 0 2 0 0 0 2 3 37.5 s"
     claim = next(text for _, text in page.all("details", class_="claim") if "An ST improves the FCN" in text)
     assert "-3.80 pp" in claim
     assert "missing" in claim
@@ -170,6 +170,9 @@ def test_real_and_standin_data_are_sections_of_their_own_and_say_so(project, rec
     assert standin in section
     assert "8.00" in section
     assert "5.00" not in section
+    assert "cited" not in section
+    rows = [t for _, t in page.all("tr") if t.startswith("Golden: two distortions, fast")]
+    assert {tuple(row.split()[-12:-6]) for row in rows} == {tuple("001040"), tuple("000041")}
 
 
 def test_text_from_records_is_escaped(project, bad):
@@ -177,6 +180,26 @@ def test_text_from_records_is_escaped(project, bad):
     assert not page.all("script")
     assert not page.all("i")
     assert "collapsed: <script>alert('x')</script> & more" in page.text_of("tablegolden_fast-0")
+
+
+def test_every_cell_is_counted_and_a_variant_shows_its_metric_and_what_is_changed(project, record, bad):
+    variant = record(protocol="fast-0123abcd", metrics={"heldout/error_pct": 4.25, "train/loss": 0.1})
+    variant["config"] = {**variant["config"], "recipe": {"steps": 7}, "protocol_note": "40k steps; but steps=7"}
+    write_records({record_path(project.results / "sweeps", run_key(variant)): variant})
+    page, problems = project(record(), bad(model="st_fcn_affine"))
+    assert problems == []
+    ((_, row),) = [(a, t) for a, t in page.all("tr") if t.startswith("Golden: two distortions, fast")]
+    assert sum(map(int, row.split()[-12:-6])) == len(page.all("span", class_="paper")) - 1  # one is cited
+    (said,) = [text for _, text in page.all("details", class_="claim") if "fast-0123abcd" in text]
+    assert "Seed 0 4.25, ok" in said
+    assert "Protocol 40k steps; but steps=7" in said
+    assert "Repeat" not in said
+
+
+def test_a_folder_without_tables_is_refused(project, record):
+    project(record())
+    with pytest.raises(FileNotFoundError, match="conf_dir must be one with table"):
+        write_report(project.results, project.conf / "nowhere", project.conf / "page.html")
 
 
 def test_without_records_the_page_says_so(project):
@@ -308,14 +331,15 @@ def _decoded(uri: str) -> bytes:
     return base64.b64decode(uri.partition("base64,")[2])
 
 
-@pytest.mark.parametrize("overrides", [[], ["evaluate=heldout"], ["task=svhn_64", "model=svhn_cnn", "data=standin"]])
+@pytest.mark.parametrize("overrides", [[], ["task=svhn_64", "model=svhn_cnn", "data=standin"]])
 def test_the_command_of_a_run_composes_its_settings(record, overrides):
     settings = compose_run(["task=mnist_r", "model=fcn", "protocol=smoke", "seed=3", *overrides])
     config = settings.config
     made = record(**settings.key._asdict(), data=settings.data, config=config, config_hash=settings.hash)
     interpreter, flag, module, *again = _run(made).command.split()
     assert (interpreter, flag, module) == ("python", "-m", "experiments.train")
-    assert compose_run(again).config == config
+    run = compose_run(again)
+    assert (run.config, run.force) == (config, True)  # else what has its record is not run again
 
 
 @pytest.mark.parametrize(

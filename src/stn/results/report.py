@@ -30,7 +30,8 @@ from stn.results.sweeps import Study, short, studies, sweeps_of
 from stn.results.tables import CLAIMS_NOTE, Record, cell_text, describe, load_table, select, table_cells, table_stem
 
 TITLE = "Spatial Transformer Networks, replicated"
-VERDICTS = ("match", "better", "worse", "undecided", "missing")
+NONE, UNSTATED = "no result", "no number of the paper’s"
+VERDICTS = ("match", "better", "worse", "undecided", NONE, UNSTATED)
 NO_RESULT = "smoke"  # a protocol that only shows that everything runs
 
 
@@ -39,17 +40,19 @@ class Run(NamedTuple):
 
     record: Record
     path: str  # below the results folder
-    command: str  # repeats the run
+    command: str | None  # repeats the run; of one with changed settings, its note says what is changed
     value: float | None  # of the metric that the cell shows
 
 
 def write_report(results_dir: Path, conf_dir: Path, path: Path) -> list[str]:
     """Write the page; returns a line for everything that could not be shown, which the page states, too.
 
-    Raises: FileNotFoundError for a results folder that is not there, TableError for an invalid table file.
+    Raises: FileNotFoundError for a folder that is not there, TableError for an invalid table file.
     """
     if not results_dir.is_dir():
         raise FileNotFoundError(f"{results_dir}: no such folder; results_dir must be one with runs/ in it")
+    if not (conf_dir / "table").is_dir():
+        raise FileNotFoundError(f"{conf_dir / 'table'}: no such folder; conf_dir must be one with table/ in it")
     problems: list[str] = []
     records, variants = (_without_smoke(_read(folder, problems)) for folder in (results_dir, sweeps_dir(results_dir)))
     searches = _searches(sweeps_dir(results_dir) / "studies", problems)
@@ -73,12 +76,12 @@ def write_report(results_dir: Path, conf_dir: Path, path: Path) -> list[str]:
         title=TITLE,
         sections=sections,
         others=[_run(record) for record in records if _identity(record) not in used],
-        sweeps=[(s, [_run(record, folder="results/sweeps") for record in s.records]) for s in sweeps_of(variants)],
+        sweeps=[(s, [_run(r, s.rows.columns[-1], "results/sweeps") for r in s.records]) for s in sweeps_of(variants)],
         searches=searches,
         other_pictures=[p for p in pictures if not any(_belongs(p, *table) for table in tables)],
         problems=problems,
         n_records=len(records) + len(variants),
-        finished_at=max((record["finished_at"] for record in records), default=None),
+        finished_at=max((record["finished_at"] for record in [*records, *variants]), default=None),
         verdicts=VERDICTS,
         verdict_rule=VERDICT_RULE,
         claims_note=CLAIMS_NOTE,
@@ -106,11 +109,13 @@ def section(
     """A table of the page, at one protocol on one kind of data. Raises: RecordError for records that do not go
     together.
     """
+    spec = spec if data == "real" else spec.without_paper()
     chosen = select(spec, records, protocol, data)
     frame = table_cells(spec, chosen, protocol, data)
     stem = table_stem(spec.name, protocol, data)
     title, note = describe(spec, chosen, frame, protocol, data)
-    settings = {"table": spec.name, "protocol": protocol, "seeds": max(record["seed"] for record in chosen) + 1}
+    seeds = max(record["seed"] for record in chosen) + 1
+    settings = {"table": spec.name, "protocol": protocol, "seeds": seeds, "force": "true"}
     cells = _cells(stem, frame, chosen)
     suffix = stem.removeprefix(spec.name)
     own = [p._replace(caption=p.caption.replace(f"{suffix}:", ":", 1)) for p in pictures if _belongs(p, spec, suffix)]
@@ -124,7 +129,7 @@ def section(
         "data": data,
         "data_note": DATA_NOTES[data],
         "cells": cells,  # by (row, task)
-        "counts": Counter(cell["verdict"] if cell["runs"] else "missing" for cell in cells.values()),
+        "counts": Counter(map(_counted, cells.values())),
         "claims": judge_claims(spec, chosen),
         "n_runs": len(chosen),
         "wall_s": sum(record["wall_s"] or 0.0 for record in chosen),  # of training, all runs together
@@ -148,6 +153,13 @@ def _cells(stem: str, frame: pd.DataFrame, records: Sequence[Record]) -> dict[tu
             "runs": [_run(record, cell["metric"]) for record in sorted(runs, key=run_key)],
         }
     return cells
+
+
+def _counted(cell: Mapping[str, Any]) -> str:
+    """Under which of `VERDICTS` a cell is counted."""
+    if not cell["n"]:
+        return NONE
+    return UNSTATED if cell["paper"] is None else cell["verdict"]
 
 
 def _without_smoke(records: list[Record]) -> list[Record]:
@@ -196,10 +208,9 @@ def _plots(spec: TableSpec, frame: pd.DataFrame, records: Sequence[Record], stem
 
 def _run(record: Record, metric: str = "test/error_pct", folder: str = "results") -> Run:
     settings = {name: record[name] for name in ("task", "model", "protocol", "seed")}
-    if record["config"].get("evaluate", "test") != "test":
-        settings["evaluate"] = record["config"]["evaluate"]
     path = record_path(records_root(folder, record["data"]), run_key(record))
-    command = _command("train", settings, record["data"])
+    is_variant = "-" in record["protocol"]  # <protocol>-<hash>, no file of conf/protocol
+    command = None if is_variant else _command("train", settings | {"force": "true"}, record["data"])
     return Run(record, path.as_posix(), command, (record["metrics"] or {}).get(metric))
 
 
