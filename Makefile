@@ -77,7 +77,7 @@ dashboard: setup ## W&B workspace and report of the tracked runs (needs an accou
 	@$(RUN)dashboard $(ARGS) </dev/null
 
 bench: setup data   ## measure speed: Lightning's loop, a training step and its parts, the SVHN networks
-	$(RUN)bench
+	$(RUN)bench $(ARGS)
 	$(RUN)bench_svhn
 
 figures: setup data  ## draw Table 1's figures from records and trained weights (others: ARGS=table=table4)

@@ -7,8 +7,8 @@ precision: the error of whole runs in that precision beside float32, seed by see
 convolutions: the same with those in the frequency domain beside direct ones. Both only on demand, since they train.
 growth: the CNN's step against canvas and batch, on the CPU; with a figure.
 stacks: steps one by one, as CUDA graphs, and of several runs side by side; on CUDA.
-Writes results/bench/<what>_<cpu|cuda>.json, with avx2 behind it on a CPU without AVX512 and the task where that is not
-mnist_r; ratios within one run, since machines are shared and noisy.
+Writes results/bench/<what>_<cpu|cuda>.json, with avx2 behind it on a CPU without AVX512, and task and protocol where
+they are not mnist_r and fast; ratios within one run, since machines are shared and noisy.
 """
 
 import json
@@ -20,7 +20,7 @@ from experiments.config import compose_run, quoted
 from stn.results.bench_figures import growth_figure
 from stn.settings import RunSettings
 
-USUAL_TASK = "mnist_r"
+USUAL_TASK, USUAL_PROTOCOL = "mnist_r", "fast"
 GROWTH = ("cpu", USUAL_TASK, ["cnn"])
 MODELS = {
     "loop": ["fcn", "st_fcn_affine", "cnn", "st_cnn_affine"],
@@ -50,12 +50,14 @@ def bench(settings: dict) -> None:
     if "growth" in options.what and (options.device, options.task, options.models or ["cnn"]) != GROWTH:
         raise ValueError("what=growth is about the CNN on the CPU: it takes no other device, task or models")
     torch.set_num_threads(options.threads)
+    runs = {what: _runs(options.models or MODELS[what], options) for what in options.what}
+    paths = {what: _path(what, instructions(), options) for what in options.what}
+    for what, path in paths.items():  # before anything is measured
+        _refuse_a_loss(path, runs[what])
     for what in options.what:
         rows = {}
-        for model in options.models or MODELS[what]:
-            overrides = [f"task={options.task}", f"model={model}", f"protocol={options.protocol}"]
-            overrides += [f"data_dir={quoted(options.data_dir)}", f"device={options.device}"]
-            rows[model] = measured(what, compose_run(overrides), options)
+        for model, run in runs[what].items():
+            rows[model] = measured(what, run, options)
             print(model, json.dumps(_rounded(rows[model])), flush=True)
         record = {
             "what": what,
@@ -68,14 +70,32 @@ def bench(settings: dict) -> None:
             "versions": versions(),
             "git": git_state(),
         }
-        name = [what, options.device]
-        if options.device == "cpu" and not record["instructions"].startswith("AVX512"):
-            name.append("avx2")
-        if options.task != USUAL_TASK:
-            name.append(options.task)
-        path = write(options.results_dir, "_".join(name), _rounded(record))
+        write(paths[what], _rounded(record))
         if what == "growth":
-            print(f"wrote {growth_figure(path.with_suffix('.png'), record)}")
+            print(f"wrote {growth_figure(paths[what].with_suffix('.png'), record)}")
+
+
+def _runs(models: list[str], options: SimpleNamespace) -> dict[str, RunSettings]:
+    common = [f"task={options.task}", f"protocol={options.protocol}"]
+    common += [f"data_dir={quoted(options.data_dir)}", f"device={options.device}"]
+    return {model: compose_run([f"model={model}", *common]) for model in models}
+
+
+def _path(what: str, instructions: str, options: SimpleNamespace) -> Path:
+    """Where its record goes: what measures something else has another name."""
+    held_back = options.device == "cpu" and not instructions.startswith("AVX512")
+    names = [what, options.device, *(["avx2"] if held_back else [])]
+    names += [options.task] if options.task != USUAL_TASK else []
+    names += [options.protocol] if options.protocol != USUAL_PROTOCOL else []
+    return bench_file(options.results_dir, "_".join(names))
+
+
+def _refuse_a_loss(path: Path, runs: dict[str, RunSettings]) -> None:
+    """Raises: ValueError where the record that is there has models that would not be measured anew."""
+    there = json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else {}
+    if lost := [model for model in there if model not in runs]:
+        more = ",".join([*runs, *lost])
+        raise ValueError(f"{path} also has {', '.join(lost)}: give models=[{more}], or another results_dir")
 
 
 def measured(what: str, run: RunSettings, options: SimpleNamespace) -> dict:
@@ -104,13 +124,16 @@ def measured(what: str, run: RunSettings, options: SimpleNamespace) -> dict:
     }
 
 
-def write(results_dir: str, name: str, record: dict) -> Path:
-    """Puts the record of a measurement into results_dir/bench."""
-    path = Path(results_dir) / "bench" / f"{name}.json"
+def bench_file(results_dir: str, name: str) -> Path:
+    """Where a measurement of this name has its record."""
+    return Path(results_dir) / "bench" / f"{name}.json"
+
+
+def write(path: Path, record: dict) -> None:
+    """Puts the record of a measurement there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
-    return path
 
 
 def _rounded(value):

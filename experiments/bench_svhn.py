@@ -6,7 +6,7 @@ ratios within one run, since machines are shared and noisy. Networks of the pape
 
 from types import SimpleNamespace
 
-from experiments.bench import write
+from experiments.bench import bench_file, write
 from experiments.cli import main, one_of
 from experiments.config import compose_run
 
@@ -42,7 +42,7 @@ def bench_svhn(settings: dict) -> None:
         "versions": versions(),
         "git": git_state(),
     }
-    write(options.results_dir, f"{options.task}_{options.device}", record)
+    write(bench_file(options.results_dir, f"{options.task}_{options.device}"), record)
 
 
 if __name__ == "__main__":

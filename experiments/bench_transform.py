@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.bench import write
+from experiments.bench import bench_file, write
 from experiments.cli import main
 from stn.train.provenance import device_name
 from stn.transform import TRANSFORMATIONS, affine_grid, as_matrix, projective_grid, sample, tps_grid
@@ -107,7 +107,7 @@ def bench_transform(settings: dict) -> None:
     result = {"processor": device_name(torch.device("cpu")), "threads": 1, **versions, "rows": rows}
     for row in rows:
         print(*row.values(), sep="\t")
-    write(settings["results_dir"], "transform_cpu", result)
+    write(bench_file(settings["results_dir"], "transform_cpu"), result)
 
 
 if __name__ == "__main__":

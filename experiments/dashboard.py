@@ -27,6 +27,7 @@ CURVES = {
     "Optimisation": ("optim/lr_rest", "optim/lr_localiser", "optim/grad_norm_rest", "optim/grad_norm_localiser"),
     "Spatial transformer": ("theta/grid_inside", "theta/angle_std_after_deg"),
 }
+TRANSFORMERS = 4  # side by side, at most: each has a grid of its own, theta/st<k>_grid_inside
 LOGARITHMIC = ("train/loss", "train/error_pct")
 ERROR, WARPS, CONFUSION = "test/error_pct", "warps", "confusion_matrix_table"
 
@@ -120,8 +121,10 @@ def _curve(key: str):
     """Mean and range over the seeds of each cell."""
     import wandb_workspaces.reports.v2 as wr
 
+    each = [key.replace("/", f"/st{k}_") for k in range(TRANSFORMERS)] if key.endswith("/grid_inside") else []
     over_seeds = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-    return wr.LinePlot(title=key, x=STEP, y=[key], log_y=key in LOGARITHMIC, title_x="training step", **over_seeds)
+    axes = {"x": STEP, "y": [key, *each], "title_x": "training step", "log_y": key in LOGARITHMIC}
+    return wr.LinePlot(title=key, **axes, **over_seeds)
 
 
 def _results(key: str) -> list:

@@ -15,9 +15,10 @@ from stn.results.records import read_records, records_root
 from stn.results.spec import TableSpec
 from stn.results.tables import load_table, select
 
+PLAIN = "cnn"
 CARD = """# Trained models
 
-{title}. Of each column the best model and the plain CNN. Made by
+{title}.{which} Made by
 `python -m experiments.export`; each file holds float16 weights (safetensors, no code) and the settings of its run.
 
 ```python
@@ -31,12 +32,11 @@ logits, warped = net.observe(images)  # with what each spatial transformer did: 
 {table}
 
 "run" is what the record of the run says, "file" that of the file, read again and tested on the same
-images ({n_test} test digits, {draws} distortions of each). Protocol {protocol}: {note}. Seed {seed}. The best is chosen
-by its test error, which flatters it a little.
+images ({n_test} test images, {draws} distortions of each). Protocol {protocol}: {note}. Seed {seed}.{flattered}
 
 **For**: looking at what spatial transformers learn, and as a start for other runs. **Not for**: reading digits in the
-wild; the models know MNIST's digits, distorted by the five distortions of Sect. 4.1 of the paper, and nothing else.
-Data: MNIST (LeCun, Cortes, Burges), under its own terms. Weights: MIT, as the code.
+wild; each model knows the images of its column, distorted as the paper distorts them, and nothing else.
+The data sets have their own terms. Weights: MIT, as the code.
 """
 
 
@@ -57,14 +57,15 @@ def export(settings: dict) -> None:
         there = ", ".join(sorted({record["model"] for record in records}))
         raise ValueError(f"models={', '.join(sorted(unknown))}: no record of it; allowed: {there}")
     rows = []
-    for record in headline(spec, records, settings["models"]):
+    chosen = headline(spec, records, settings["models"])
+    found = [find(record, output_dir=settings["output_dir"]) for record in chosen]  # all, before a file is replaced
+    for record, weights in zip(chosen, found, strict=True):
         path = out / f"{record['task']}_{record['model']}{SUFFIX}"
-        write(find(record, output_dir=settings["output_dir"]), path, torch.float16)
-        trained = read(path)
+        trained = read(write(weights, path, torch.float16))
         error = evaluate(trained, run_of_weights(trained, settings)).metrics[spec.metric]
         rows.append(card_row(spec, record, path, error))
         print(f"wrote {path}: {error:.2f} {spec.unit}, {path.stat().st_size / 1e6:.2f} MB")
-    print(f"wrote {write_card(out / 'README.md', spec, records[0], rows)}")
+    print(f"wrote {write_card(out / 'README.md', spec, records[0], rows, best=not settings['models'])}")
 
 
 def headline(spec: TableSpec, records: list[dict], models: list[str]) -> list[dict]:
@@ -74,7 +75,7 @@ def headline(spec: TableSpec, records: list[dict], models: list[str]) -> list[di
         of_column = {record["model"]: record for record in records if record["task"] == column.task}
         best = sorted(of_column, key=lambda model: of_column[model]["metrics"][spec.metric])
         best = best[:1] if spec.lower_is_better else best[-1:]
-        chosen += [of_column[model] for model in models or dict.fromkeys(["cnn", *best]) if model in of_column]
+        chosen += [of_column[model] for model in models or dict.fromkeys([PLAIN, *best]) if model in of_column]
     return chosen
 
 
@@ -93,13 +94,17 @@ def card_row(spec: TableSpec, record: dict, path: Path, error: float) -> dict:
     }
 
 
-def write_card(path: Path, spec: TableSpec, record: dict, rows: list[dict]) -> Path:
+def write_card(path: Path, spec: TableSpec, record: dict, rows: list[dict], best: bool) -> Path:
+    """`best`: the best model of each column was chosen."""
     table = pd.DataFrame(rows)
     files = table["file"].str.extract(r"\[(.+)\]", expand=False)
     shown = next((file for file in files if "_st_" in file), files.iloc[0])  # one that has something to observe
     example = (path.parent / shown).as_posix()
+    plain = any(row.model == PLAIN for row in spec.rows)
     text = CARD.format(
         title=spec.title,
+        which=f" Of each column the best model{' and the plain CNN' if plain else ''}." if best else "",
+        flattered=" The best is chosen\nby its test score, which flatters it a little." if best else "",
         example=example,
         table=table.to_markdown(index=False, disable_numparse=True),
         n_test=record["n_test"],

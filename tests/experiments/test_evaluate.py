@@ -146,11 +146,29 @@ def test_export_writes_models_with_a_card_and_the_example_reads_one(trained, set
     card = (tmp_path / "models" / "README.md").read_text(encoding="utf-8")
     assert all(name in card for name in files - {"README.md"})
     assert f"{record['metrics']['test/error_pct']:.2f}" in card
+    committed = (MODELS / "README.md").read_text(encoding="utf-8")
+    for said in ("Of each column the best model and the plain CNN. Made by", card[card.index("The best is chosen") :]):
+        assert said in card
+        assert said in committed
     example = runpy.run_path(str(ROOT / "examples" / "turn_digits.py"))
     read_as = example["turn"](tmp_path / "models" / f"mnist_r_st_fcn_affine{SUFFIX}", tmp_path / "turned.png")
     assert len(read_as) == 10
     with Image.open(tmp_path / "turned.png") as drawn:
         assert drawn.size[0] > 300
+
+
+def test_a_card_of_chosen_models_names_no_best_and_a_missing_one_leaves_all_as_it_was(trained, settings_of, tmp_path):
+    settings, _ = trained
+    plain = settings_of("mnist_r", "cnn")
+    run(plain)
+    wanted = {"table": "table1", "protocol": "smoke", "seed": 0, "data": "real", "data_dir": "d"}
+    wanted |= {"results_dir": str(settings.results_dir), "output_dir": str(settings.output_dir)}
+    export.export(wanted | {"models": ["cnn"], "out": str(tmp_path / "models")})
+    assert "best" not in (tmp_path / "models" / "README.md").read_text(encoding="utf-8")
+    (plain.folder / "weights.pt").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        export.export(wanted | {"models": ["st_fcn_affine", "cnn"], "out": str(tmp_path / "others")})
+    assert not (tmp_path / "others").exists()
 
 
 def test_the_models_that_are_committed_are_small_and_on_the_card():

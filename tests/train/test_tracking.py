@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from stn.results.records import RunKey, read_record, record_path
 from stn.train.stopped import Interrupted, OutOfTime
 from stn.watch.telemetry import Telemetry, confusion
 from stn.watch.tracking import NotStarted, options
+from stn.watch.warp_pictures import WarpPictures
 from tests.tiny import SGD, STEP, run
 
 VERB = Path(__file__).with_name("toy_verb.py")
@@ -196,6 +198,46 @@ def test_a_resumed_run_continues_the_same_wandb_run(offline_environment, setting
     assert len({first["id"], *(options(settings.changed(**change), {})["id"] for change in changes)}) == 5
 
 
+def test_what_replaces_a_record_is_another_wandb_run(offline_environment, toy_mnist, settings_of):
+    settings = settings_of("mnist_r", "fcn", "wandb.mode=offline")
+    first = options(settings, {})["id"]
+    run(settings_of("mnist_r", "fcn"))
+    longer = settings.changed(recipe=settings.recipe | {"steps": settings.recipe["steps"] + 1})
+    ids = {options(one, {})["id"] for one in (settings.changed(force=True), longer)}
+    assert len(ids) == 1  # of the same record
+    assert first not in ids
+
+
+def test_pictures_are_six_at_most_from_the_start_to_the_end():
+    logged = []
+
+    class Counted(WarpPictures):
+        def _log(self, trainer, module):
+            logged.append(module.steps_done)
+
+    for chunks, expected in ((26, 6), (9, 6), (80, 6), (3, 4), (1, 2)):
+        logged.clear()
+        pictures, loader = Counted(None), range(chunks)
+        module = SimpleNamespace(
+            recipe=SimpleNamespace(steps=50 * chunks), train_dataloader=lambda loader=loader: loader
+        )
+        for module.steps_done in range(0, 50 * chunks + 1, 50):
+            (pictures.on_train_batch_end if module.steps_done else pictures.on_train_start)(None, module)
+        assert (len(logged), logged[0], logged[-1]) == (expected, 0, 50 * chunks)
+
+
+def test_a_full_disk_costs_the_artifact_and_not_the_end_of_the_run(
+    offline_environment, toy_mnist, settings_of, monkeypatch, caplog
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stn.trained.write", full)
+    settings = settings_of("mnist_r", "fcn", "wandb.mode=offline", "wandb.artifacts=true")
+    assert run(settings)["status"] == "ok"
+    assert "no W&B artifact" in caplog.text
+
+
 def test_a_sweep_is_a_group(offline_environment, settings_of):
     plain = settings_of("mnist_r", "fcn", "wandb.mode=offline")
     departed = plain.changed(protocol="smoke-0123abcd")
@@ -213,11 +255,13 @@ def test_what_w_and_b_says_is_what_the_record_says(offline_environment, toy_mnis
         settings_of("mnist_r", "cnn", "wandb.mode=offline", optimiser={"lr": 0.0}),
     ]
     records = {record["model"]: (record["status"], record["reason"]) for record in map(run, runs)}
-    told = {}
+    told, states = {}, set()
     for folder in run_folders(tmp_path):
         shown = json.loads(leet(folder, "--summary"))
+        states.add(shown["state"])
         told[shown["config"]["model"]["name"]] = (shown["summary"]["status"], shown["summary"]["reason"])
     assert told == records
+    assert states == {"failed"}  # so that no panel averages them
     assert {model: status for model, (status, _) in told.items()} == {"fcn": "diverged", "cnn": "collapsed"}
 
 

@@ -41,7 +41,7 @@ def _cost(canvas: int, batch: int, repeats: int) -> dict[str, float]:
         with direct_convolutions():
             step()
 
-    turns = [(time_s(step, 1), time_s(direct, 1)) for _ in range(repeats)]
+    turns = [(time_s(step, 1, images.device), time_s(direct, 1, images.device)) for _ in range(repeats)]
     ms, direct_ms = (1000 * statistics.median(times) for times in zip(*turns, strict=True))
     return {"ms": ms, "direct_ms": direct_ms, "gflop": _gflop(net, images)}
 

@@ -105,6 +105,9 @@ class Contenders:
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
+        self.device = torch.device("cuda" if settings.device == "cuda" else "cpu")
+        if getattr(settings.model, "transformers", 1) > 1:
+            raise ValueError(f"what=step: {settings.model.name} has several transformers, one at most can be measured")
         self.steps: dict[str, Callable[[], None]] = {}
         self.steps["ours"] = self._own()
         self.steps["plain loop"] = self._plain(self._batches())
@@ -118,11 +121,10 @@ class Contenders:
     def time_s(self, name: str, n: int) -> float:
         """Seconds per step of n steps; plain loops run with the memory allocator as it is by default."""
         (return_freed_memory if name.startswith(("plain", "public")) else keep_freed_memory)()
-        return time_s(self.steps[name], n)
+        return time_s(self.steps[name], n, self.device)
 
     def _module(self) -> Classification:
-        device = torch.device("cuda" if self.settings.device == "cuda" else "cpu")
-        module = build(self.settings).module.to(device)
+        module = build(self.settings).module.to(self.device)
         module.setup("fit")  # from here on all contenders are in float32, convolutions on CUDA, too
         module.precision = self.settings.precision
         return module
@@ -227,7 +229,8 @@ def shares(settings: RunSettings, repeats: int = 9) -> dict[str, float]:
         parts["classifier"] = lambda: net(images).sum().backward()
     cross_entropy(net(images), module.draw_batch().labels).backward()
     parts["optimiser"] = optimiser.step
-    return {name: 1000 * statistics.median(time_s(part, 3) for _ in range(repeats)) for name, part in parts.items()}
+    on = module.device
+    return {name: 1000 * statistics.median(time_s(part, 3, on) for _ in range(repeats)) for name, part in parts.items()}
 
 
 def step_flop(settings: RunSettings) -> int:
@@ -242,15 +245,14 @@ def step_flop(settings: RunSettings) -> int:
 def peak_flop_per_s(device: str, repeats: int = 5) -> float:
     """The machine's speed in a large float32 matrix product, with the threads that torch uses now."""
     a = torch.rand(MATRIX_SIDE, MATRIX_SIDE, device=device)
-    return 2 * MATRIX_SIDE**3 / min(time_s(lambda: a @ a, 1) for _ in range(repeats + 1))
+    return 2 * MATRIX_SIDE**3 / min(time_s(lambda: a @ a, 1, a.device) for _ in range(repeats + 1))
 
 
-def time_s(step: Callable[[], object], n: int) -> float:
+def time_s(step: Callable[[], object], n: int, device: torch.device) -> float:
     """Seconds per call, after one that does not count.
 
     With one thread on a CPU, those that the process computed: who else uses the machine does not count.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     clock = time.perf_counter if device.type == "cuda" or torch.get_num_threads() > 1 else time.process_time
     step()
     wait_for(device)

@@ -28,13 +28,14 @@ def learning_curves(path: Path, records: Iterable[Mapping[str, Any]], task: str)
     figure = Figure(figsize=(WIDTH_INCHES, 3.6), layout="constrained")
     figure.suptitle(f"{task}: training")
     names = {"train/error_pct": "training error, %", "train/loss": "training loss"}
-    for ax, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
+    for ax, (name, label) in zip(figure.subplots(1, 2, sharex=True), names.items(), strict=True):
         labelled = set()
         for run in runs:
             if name not in run["curve"]:
                 continue
             values = np.array([np.nan if v is None or v <= 0 else v for v in run["curve"][name]], float)
             style = {"color": f"C{models.index(run['model'])}", "linewidth": 1.0, "alpha": 0.8}
+            style |= {"marker": "."} if len(values) == 1 else {}
             first = run["model"] not in labelled
             ax.plot(run["curve"]["step"], values, label=run["model"] if first else None, **style)
             labelled.add(run["model"])

@@ -119,11 +119,15 @@ class Tracked:
 
         from stn.trained import SUFFIX, find, write
 
-        path = write(find(record, output_dir=run.output_dir), run.folder / f"model{SUFFIX}")
         name = "-".join([*run.key[:3], f"seed{run.seed}"])
         metadata = {name: record[name] for name in ("config_hash", "n_params", "metrics", "steps")}
-        artifact = wandb.Artifact(name, type="model", metadata=metadata)
-        artifact.add_file(str(path))
+        try:
+            path = write(find(record, output_dir=run.output_dir), run.folder / f"model{SUFFIX}")
+            artifact = wandb.Artifact(name, type="model", metadata=metadata)
+            artifact.add_file(str(path))
+        except (OSError, ValueError) as error:  # the run is over and recorded: a full disk is no reason to end it so
+            log.warning("%s: no W&B artifact (%s)", run.key, one_line(error))
+            return
         self.wandb.safely(lambda tracked: tracked.log_artifact(artifact))
 
 
@@ -154,7 +158,7 @@ def tracking(run: RunSettings, config: Mapping[str, Any], writes: bool = True) -
             wandb_run.safely(lambda at: at.summary.update(told))
         raise
     finally:
-        wandb_run.finish(0 if tracked.status in ("ok", "collapsed", "pruned") else 1)
+        wandb_run.finish(0 if tracked.status in ("ok", "pruned") else 1)
 
 
 def _files(run: RunSettings) -> list[Logger]:
@@ -169,11 +173,12 @@ def _files(run: RunSettings) -> list[Logger]:
 def options(run: RunSettings, config: Mapping[str, Any]) -> dict[str, Any]:
     """What wandb.init is told of a run.
 
-    The id depends on the run's key and folder alone, and on the record that a run given again with force=true replaces,
-    so a resumed run continues the same W&B run. An agent of a W&B sweep gives its runs ids of its own.
+    The id depends on the run's key and folder alone, and on the record that it replaces (one made with other settings,
+    or with force=true), so a resumed run continues the same W&B run, and one begun anew is another. An agent of a W&B
+    sweep gives its runs ids of its own.
     """
     key, wandb = run.key, run.wandb
-    replaced = read_record(run.record_file)["finished_at"] if run.force and run.record_file.exists() else ""
+    replaced = read_record(run.record_file)["finished_at"] if run.record_file.exists() else ""
     identity = f"{key}|{records_root(run.results_dir, run.data).resolve()}{replaced}"
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # by default in the home folder

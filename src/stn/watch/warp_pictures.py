@@ -8,7 +8,7 @@ import wandb
 
 from stn.watch.snapshots import looked_at
 
-PICTURES = 6  # per run: at the start, the end, and evenly between
+PICTURES = 6  # per run, or fewer: at the start, the end, and evenly between
 
 
 class WarpPictures(pl.Callback):
@@ -27,8 +27,7 @@ class WarpPictures(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
         chunks = len(module.train_dataloader())
         chunk = -(-module.steps_done * chunks // module.recipe.steps)
-        every = max(1, chunks // (PICTURES - 1))
-        if chunk % every == 0 or chunk == chunks:
+        if chunk in {round(chunks * i / (PICTURES - 1)) for i in range(1, PICTURES)}:
             self._log(trainer, module)
 
     def _log(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
