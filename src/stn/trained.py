@@ -58,8 +58,9 @@ def find(
     if path.suffix == ".json":
         return _of_record(read_record(path), Path(output_dir or _root(path) / "outputs"))
     folder = path.parent if path.name == "weights.pt" else path
-    if not folder.is_dir():
-        raise DataError(f"{path}: no such model file, record or run's folder")
+    if not (folder / "weights.pt").is_file():
+        what = "no trained weights" if path.exists() else "no such file or folder"
+        raise DataError(f"{path}: {what}; allowed: a {SUFFIX} file, a run's record (.json), its folder with weights.pt")
     record = _record_of(folder, Path(results_dir or _root(folder) / "results"))
     return Trained(record, weights_of(record, folder))
 
