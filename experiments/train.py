@@ -27,9 +27,12 @@ def train(overrides: list[str]) -> None:
     if not run.force and (record := run.recorded()):
         print(f"{run.key}: {record['status']}, as its record says; force=true runs it again")
         return
-    from stn.train import run as running  # torch and Lightning take seconds to import: not for --help or a typo
+    from stn.families import network, prepare  # torch and Lightning take seconds to import: not for --help or a typo
+    from stn.train import run as running
     from stn.train.parallel import slice_of
 
+    network(run)  # raises when the settings do not fit together, before any data are fetched
+    prepare(run)
     tell = print if slice_of(run).rank == 0 else lambda *_: None  # of the processes that train the run together
     steps, deadline = run.recipe["steps"], deadline_of(run.time_budget_s)
     try:
