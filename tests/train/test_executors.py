@@ -14,7 +14,7 @@ import torch
 
 from stn.many import pool
 from stn.many.executors import ENGINES, extra, launch
-from stn.many.pool import Finished
+from stn.many.pool import Finished, Progress
 from stn.train.claim import claimed
 from stn.train.stopped import Busy, OutOfTime
 from tests.processes import alive, wait_until
@@ -50,6 +50,25 @@ def test_local_workers_share_the_gpus_of_this_machine(monkeypatch, tmp_path):
     job = importlib.import_module("job_that_meets").job
     ended = [event for event in pool.run_all([["a"], ["b"]], 2, job=job) if isinstance(event, Finished)]
     assert sorted(event.records[0] for event in ended) == ["3", "5"]
+
+
+def test_a_lost_local_worker_costs_its_own_job_alone(monkeypatch, tmp_path):
+    (tmp_path / "job_that_is_lost.py").write_text(
+        "import os, signal\n"
+        "def job(stack, deadline, progress):\n"
+        "    progress(7)\n"
+        "    if stack[0] in 'ad':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return [(stack[0], os.environ['CUDA_VISIBLE_DEVICES'])]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pool, "visible_gpus", lambda: ["3"])
+    job = importlib.import_module("job_that_is_lost").job
+    events = list(pool.run_all([[name] for name in "abcde"], 2, job=job))
+    ended = sorted((event for event in events if isinstance(event, Finished)), key=lambda event: event.index)
+    assert [event.records for event in ended] == [None, [("b", "3")], [("c", "3")], None, [("e", "3")]]
+    assert all("worker process was lost" in str(ended[k].error) for k in (0, 3))
+    assert {event for event in events if isinstance(event, Progress)} >= {Progress(k, 7) for k in (1, 2, 4)}
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc to see the workers")

@@ -8,11 +8,13 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from multiprocessing.context import SpawnContext
+from typing import Any, NamedTuple
 
 from stn.settings import RunSettings
 from stn.train.stopped import OutOfTime
@@ -61,33 +63,74 @@ def run_all(
 ) -> Iterator[Progress | Finished]:
     """Trains all stacks (lists of settings that share a `stack_key`, most often of one) in order, `workers` at a time.
 
-    Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others. Workers end
-    at once when the caller is interrupted, by Ctrl+C say, or closes this generator, or its process ends, even killed:
-    a run goes on from its last checkpoint. After the `deadline`, a time.time(), none is started.
+    Yields what happens, ending with one `Finished` per stack. A stack that fails does not stop the others, nor does one
+    whose process is lost. Workers end at once when the caller is interrupted, by Ctrl+C say, or closes this generator,
+    or its process ends, even killed: a run goes on from its last checkpoint. After the `deadline`, a time.time(), none
+    is started.
     `job(stack, deadline, progress)` may be another function than `train_stack`; `stacks` holds what it takes.
     On a machine with several GPUs each worker sees one of them, in turn.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow the neighbour process
     context = multiprocessing.get_context("spawn")
-    queue, gpus = context.SimpleQueue(), context.SimpleQueue()
-    here = visible_gpus()
-    for worker in range(workers):
-        gpus.put(here[worker % len(here)] if here else None)
+    gpus, waiting = visible_gpus(), list(enumerate(stacks))
     lifeline, ours = context.Pipe(duplex=False)
-    with ours, lifeline, ProcessPoolExecutor(workers, context, _start_worker, (queue, gpus, lifeline)) as pool:
-        pending = {pool.submit(_run, i, job, stack, deadline): i for i, stack in enumerate(stacks)}
+    running: dict[Future, tuple[_Worker, int]] = {}
+
+    def start(worker: _Worker) -> None:
+        if waiting:
+            index, stack = waiting.pop(0)
+            running[worker.submit(_run, index, job, stack, deadline)] = worker, index
+
+    with ours, lifeline:
+        at_work = [_Worker(context, gpus[k % len(gpus)] if gpus else None, lifeline) for k in range(workers)]
         try:
-            while pending:
-                done, _ = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
-                while not queue.empty():
-                    yield Progress(*queue.get())
+            for worker in at_work:
+                start(worker)
+            while running:
+                done, _ = wait(running, timeout=0.3, return_when=FIRST_COMPLETED)
+                for worker in at_work:
+                    yield from worker.progress()
                 for future in done:
+                    worker, index = running.pop(future)
                     error = future.exception()
-                    yield Finished(pending.pop(future), None if error else future.result(), error)
-        except (GeneratorExit, KeyboardInterrupt):
+                    if isinstance(error, BrokenProcessPool):
+                        error = RuntimeError("its worker process was lost: killed, perhaps for want of memory")
+                    start(worker)
+                    yield Finished(index, None if error else future.result(), error)
+        except BaseException:
             ours.close()
-            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in at_work:
+                worker.close(wait=False)
             raise
+        for worker in at_work:
+            worker.close()
+
+
+class _Worker:
+    """A process for one stack after the other; when it is lost, another takes its place."""
+
+    def __init__(self, context: SpawnContext, gpu: str | None, lifeline: Connection) -> None:
+        self.context, self.gpu, self.lifeline = context, gpu, lifeline
+        self._begin()
+
+    def _begin(self) -> None:
+        self.queue = self.context.SimpleQueue()  # its own: a lost process may have held its lock
+        self.pool = ProcessPoolExecutor(1, self.context, _start_worker, (self.queue, self.gpu, self.lifeline))
+
+    def submit(self, *call: Any) -> Future:
+        try:
+            return self.pool.submit(*call)
+        except BrokenProcessPool:
+            self.close(wait=False)
+            self._begin()
+            return self.pool.submit(*call)
+
+    def progress(self) -> Iterator[Progress]:
+        while not self.queue.empty():
+            yield Progress(*self.queue.get())
+
+    def close(self, wait: bool = True) -> None:
+        self.pool.shutdown(wait, cancel_futures=True)
 
 
 def visible_gpus() -> list[str]:
@@ -99,10 +142,9 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
 
 
-def _start_worker(queue, gpus, lifeline: Connection) -> None:
+def _start_worker(queue, gpu: str | None, lifeline: Connection) -> None:
     global _queue
     _queue = queue
-    gpu = gpus.get()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA reads it when it is first used
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
