@@ -45,6 +45,15 @@ def test_a_step_is_torchs_muon_but_for_its_bfloat16(generator):
     torch.testing.assert_close(weight, theirs, rtol=0, atol=0.1 * size)
 
 
+def test_a_weight_without_a_gradient_stays(generator):
+    moved, kept = made(generator, 4, 6), made(generator, 4, 6)
+    before = kept.detach().clone()
+    optimiser = Muon([{"params": [moved, kept], "lr": LR, "orthogonal": True}], weight_decay=DECAY, fused=True)
+    moved.grad = torch.ones_like(moved)
+    optimiser.step()
+    assert torch.equal(kept, before)
+
+
 def test_filters_are_rows_of_a_matrix_and_biases_take_adamws_steps(generator):
     filters, bias = made(generator, 8, 3, 5, 5), made(generator, 8)
     matrix, other = (nn.Parameter(p.detach().clone()) for p in (filters.flatten(1), bias))

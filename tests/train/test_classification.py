@@ -164,6 +164,14 @@ def test_labels_are_smoothed_in_training_alone(module_of):
     assert cross_entropy(torch.zeros(2, 10), torch.tensor([3, 4])).item() == pytest.approx(math.log(10))
 
 
+def test_an_image_without_labels_counts_for_nothing():
+    logits, labels = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
+    labels[1] = -100
+    wanted = (cross_entropy(logits[:1], labels[:1]) + cross_entropy(logits[2:], labels[2:])) / 2
+    torch.testing.assert_close(cross_entropy(logits, labels), wanted)
+    assert cross_entropy(logits[1:2], labels[1:2]) == 0
+
+
 def test_the_stream_is_told_how_much_of_the_training_is_done(module_of):
     module, told = module_of(steps=2 * CHUNK_STEPS, distortion_ramp=1.0), []
     draw = module.stream.draw

@@ -229,6 +229,25 @@ def test_a_mapped_box_is_the_bounding_rectangle_of_its_edges_mapped(kind):
     np.testing.assert_allclose(got.numpy(), wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("theta", [[1.0, 0, 0, 0, 1, 0, 2, 0], [[1.0, 0, 0], [0, 1, 0], [2, 0, 1]]])
+def test_a_box_that_the_horizon_crosses_has_no_box_that_holds_it(theta):
+    theta = torch.tensor([theta])  # w = 1 + 2x: the horizon is at x = -0.5
+    boxes = torch.tensor([[[-0.8, -0.2, 0.5, 0.2], [-0.9, -0.2, -0.7, 0.2], [-0.4, -0.2, 0.5, 0.2]]])
+    across, behind, before = map_boxes(theta, boxes)[0]
+    assert across.isnan().all()
+    assert behind.isnan().all()
+    torch.testing.assert_close(before, torch.tensor([-2.0, -1.0, 0.25, 1.0]))
+
+
+def test_points_and_boxes_of_another_shape_are_refused_by_name():
+    with pytest.raises(ValueError, match=re.escape("points_to_px: points must have shape (..., 2) or (..., 3), got")):
+        points_to_px(torch.zeros(3, 4), (4, 4))
+    with pytest.raises(ValueError, match=re.escape("boxes_to_px: boxes must have shape (..., 4), got (3, 5)")):
+        boxes_to_px(torch.zeros(3, 5), (4, 4))
+    with pytest.raises(TypeError, match="normalised_from_px: size must be"):
+        normalised_from_px(28)
+
+
 def test_boxes_through_splines_and_volumes_are_refused():
     boxes = torch.zeros(1, 1, 4)
     with pytest.raises(ValueError, match="curves of a box's edges"):

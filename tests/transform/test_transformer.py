@@ -14,6 +14,7 @@ from stn.transform import (
     affine_grid,
     attention_grid,
     fixed_attention,
+    regular_control_points,
     sample,
 )
 
@@ -200,6 +201,19 @@ def test_fixed_attention_predicts_the_translation_alone():
     assert torch.equal(
         fixed_attention(1.0).grid(torch.zeros(1, 2), (4, 7)), attention_grid(full.new_tensor([[1, 0, 0]]), (4, 7))
     )
+
+
+def test_fixed_attention_keeps_its_scale_where_theta_is_narrow():
+    shift = torch.tensor([[0.25, -0.5]])
+    grid = fixed_attention(0.3).grid(shift, (224, 224))
+    assert torch.equal(fixed_attention(0.3).grid(shift.bfloat16(), (224, 224)), grid)
+
+
+def test_an_initial_theta_may_be_numbers():
+    module = SpatialTransformer(Features(1, 8, 8), "attention", initial_theta=[0.5, 0.0, 0.25])
+    assert module.theta(torch.zeros(2, 1, 8, 8)).tolist() == 2 * [[0.5, 0.0, 0.25]]
+    with pytest.raises(ValueError, match="k must be 2 or more"):
+        regular_control_points(1)
 
 
 def test_fixed_attention_crops_the_windows_it_starts_at():

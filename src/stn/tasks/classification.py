@@ -136,12 +136,12 @@ class Classification(Training):
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean over the images, summed over the labels of an image; `smoothing` of a label is spread over all classes.
 
-    Shapes: logits (N, classes), labels (N,); or (N, K, classes), (N, K).
+    Shapes: logits (N, classes), labels (N,); or (N, K, classes), (N, K), of which those below 0 count for nothing.
     """
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    per_label = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
-    return per_label * labels.shape[1]
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing)
+    return total / (labels >= 0).sum().clamp(min=1) * labels.shape[1]
 
 
 def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:

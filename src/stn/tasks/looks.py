@@ -34,7 +34,8 @@ class Look(NamedTuple):
 def look_through(warps: Sequence[Warped], batch: Batch, statistics: dict[str, float]) -> Look:
     """The first images of a batch through the transformers on the input; those behind other layers are left out.
 
-    They are sampled anew: a network may have changed the images before its transformer saw them.
+    They are sampled anew, bilinear and black outside: a network may have changed the images before its transformer saw
+    them.
     """
     grids = [warped.grid for warped in warps if warped.image.shape[1] == batch.images.shape[1]]
     channels = batch.images.shape[1]

@@ -25,6 +25,8 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             if group.get("orthogonal"):
                 for weight in group["params"]:
+                    if weight.grad is None:
+                        continue
                     self._step(weight, group["lr"], group["weight_decay"])
                     weight.grad = None  # AdamW passes over what has none
         return super().step(closure)
@@ -45,7 +47,8 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix (M, N) with its singular values brought to 0.7 to 1.2, by a few products.
+    """The matrix (M, N) with its singular values brought to about 0.7 to 1.2, by a few products; those below a
+    hundredth of its norm remain smaller.
 
     Where one side is much the longer, the rounds are made on the products of the shorter side's vectors alone.
     """

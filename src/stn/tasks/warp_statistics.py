@@ -162,7 +162,7 @@ class WarpStatistics:
         for c in range(digits.shape[1]):
             labels, pose = digits[:, c], Pose.of(before[:, c])
             by_transformer = [_after(pose, Pose.of(affine[:, c]), labels) for affine in after]
-            best = {name: min(metrics[name] for metrics in by_transformer) for name in by_transformer[0]}
+            best = {name: min((metrics[name] for metrics in by_transformer), key=abs) for name in by_transformer[0]}
             spreads = {name.format("before"): spread for name, spread in pose.spreads(labels).items()}
             for name, value in (spreads | best).items():
                 summary[name] = summary.get(name, 0.0) + value / digits.shape[1]
@@ -203,6 +203,6 @@ class TransformerStatistics:
         summary = {"grid_inside": torch.cat(self.inside).mean().item()}
         if self.folded:
             summary["grid_folded"] = torch.cat(self.folded).mean().item()
-        for i, std in enumerate(torch.cat(self.theta).std(0).tolist()):
+        for i, std in enumerate(torch.cat(self.theta).std(0, correction=0).tolist()):
             summary[f"theta_std_{i}"] = std
         return summary

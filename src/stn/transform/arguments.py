@@ -28,19 +28,21 @@ def check_theta(function: str, theta: Tensor, shape: tuple[int | str, ...]) -> N
         raise ValueError(f"{function}: theta must have shape {words}, got {tuple(theta.shape)}")
 
 
-def checked_size(function: str, out_size: Sequence[int], n_axes: int | None = None) -> tuple[int, ...]:
-    """`out_size` as a tuple; without `n_axes` it may have two or three.
+def checked_size(
+    function: str, given: Sequence[int], n_axes: int | None = None, argument: str = "out_size"
+) -> tuple[int, ...]:
+    """A size as a tuple; without `n_axes` it may have two or three. `argument` is what `function` calls it.
 
     Raises: TypeError when it is no sequence of integers, ValueError when it has not `n_axes` or is not positive.
     """
     axes = AXES[n_axes]
-    if isinstance(out_size, str) or not hasattr(out_size, "__iter__"):
-        raise TypeError(f"{function}: out_size must be {axes}, got {out_size!r}")
-    size = tuple(out_size)
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise TypeError(f"{function}: {argument} must be {axes}, got {given!r}")
+    size = tuple(given)
     if not all(hasattr(n, "__index__") or isinstance(n, torch.SymInt) for n in size):
-        raise TypeError(f"{function}: out_size must be {axes} in whole pixels, got {size}")
+        raise TypeError(f"{function}: {argument} must be {axes} in whole pixels, got {size}")
     if len(size) not in ((2, 3) if n_axes is None else (n_axes,)):
-        raise ValueError(f"{function}: out_size must be {axes}, got {size}")
+        raise ValueError(f"{function}: {argument} must be {axes}, got {size}")
     if any(n < 1 for n in size):
-        raise ValueError(f"{function}: out_size must be positive, got {size}")
+        raise ValueError(f"{function}: {argument} must be positive, got {size}")
     return size

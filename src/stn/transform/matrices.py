@@ -117,7 +117,7 @@ def normalised_from_px(size: Sequence[int]) -> Tensor:
 
     Shapes: size (H, W) -> (3, 3), (D, H, W) -> (4, 4), x first; float64. Pixel 0 has its centre at 0.
     """
-    n = torch.tensor(checked_size("normalised_from_px", size)[::-1], dtype=torch.float64)
+    n = torch.tensor(checked_size("normalised_from_px", size, argument="size")[::-1], dtype=torch.float64)
     matrix = torch.diag(torch.cat([2 / n, torch.ones(1, dtype=torch.float64)]))
     matrix[:-1, -1] = 1 / n - 1
     return matrix
@@ -125,7 +125,7 @@ def normalised_from_px(size: Sequence[int]) -> Tensor:
 
 def px_from_normalised(size: Sequence[int]) -> Tensor:
     """The inverse of `normalised_from_px`: pixel = ((x + 1)·W - 1) / 2."""
-    n = torch.tensor(checked_size("px_from_normalised", size)[::-1], dtype=torch.float64)
+    n = torch.tensor(checked_size("px_from_normalised", size, argument="size")[::-1], dtype=torch.float64)
     matrix = torch.diag(torch.cat([n / 2, torch.ones(1, dtype=torch.float64)]))
     matrix[:-1, -1] = (n - 1) / 2
     return matrix

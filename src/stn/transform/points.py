@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stn.transform.arguments import check_tensor, checked_size
-from stn.transform.grids import THETA_LIMIT, perspective_division, scaled
+from stn.transform.grids import OUTSIDE, THETA_LIMIT, perspective_division, scaled
 from stn.transform.matrices import as_matrix, is_spline, kind_of
 from stn.transform.precision import full_precision, product
 from stn.transform.tps import tps_points
@@ -42,7 +42,8 @@ def map_points(theta: Tensor, points: Tensor) -> Tensor:
 def map_boxes(theta: Tensor, boxes: Tensor) -> Tensor:
     """The smallest upright boxes in the input that hold these boxes of the output.
 
-    Shapes: theta of planes, (N, …), boxes (N, P, 4) as (x0, y0, x1, y1), normalised -> (N, P, 4).
+    Shapes: theta of planes, (N, …), boxes (N, P, 4) as (x0, y0, x1, y1), normalised -> (N, P, 4); NaN for a box with
+    a corner behind the horizon of a homography, since no box holds what that one shows.
     Raises: ValueError for a thin-plate spline, where a box's edges are curves, and for volumes.
     """
     check_tensor("map_boxes", "boxes", boxes, "(N, P, 4)")
@@ -53,7 +54,10 @@ def map_boxes(theta: Tensor, boxes: Tensor) -> Tensor:
         raise ValueError(f"map_boxes: boxes must have shape (N, P, 4) and theta be of planes, got {given}")
     corners = torch.stack([boxes[..., list(corner)] for corner in ((0, 1), (2, 1), (2, 3), (0, 3))], dim=2)
     mapped = map_points(theta, corners.flatten(1, 2)).unflatten(1, corners.shape[1:3])
-    return torch.cat([mapped.amin(2), mapped.amax(2)], dim=2)
+    mapped_boxes = torch.cat([mapped.amin(2), mapped.amax(2)], dim=2)
+    behind = (mapped == OUTSIDE).all(3).any(2, keepdim=True)
+    is_homography = kind_of("map_boxes", theta) in ("projective", "homography")
+    return mapped_boxes.masked_fill(behind, torch.nan) if is_homography else mapped_boxes
 
 
 def points_to_px(points: Tensor, size: Sequence[int]) -> Tensor:
@@ -74,17 +78,27 @@ def boxes_to_px(boxes: Tensor, size: Sequence[int]) -> Tensor:
 
     Shapes: boxes (..., 4) as (x0, y0, x1, y1), size (H, W) -> (..., 4).
     """
-    axes = _axes("boxes_to_px", boxes.unflatten(-1, (2, 2)), size)
+    axes = _axes("boxes_to_px", _corners("boxes_to_px", boxes), size)
     return torch.stack([(x + 1) * (n / 2) for x, n in axes], dim=-1).flatten(-2)
 
 
 def boxes_from_px(boxes: Tensor, size: Sequence[int]) -> Tensor:
     """The inverse of `boxes_to_px`."""
-    axes = _axes("boxes_from_px", boxes.unflatten(-1, (2, 2)), size)
+    axes = _axes("boxes_from_px", _corners("boxes_from_px", boxes), size)
     return torch.stack([x / (n / 2) - 1 for x, n in axes], dim=-1).flatten(-2)
+
+
+def _corners(function: str, boxes: Tensor) -> Tensor:
+    """(..., 4) -> (..., 2, 2)"""
+    check_tensor(function, "boxes", boxes, "(..., 4)")
+    if boxes.shape[-1:] != (4,):
+        raise ValueError(f"{function}: boxes must have shape (..., 4), got {tuple(boxes.shape)}")
+    return boxes.unflatten(-1, (2, 2))
 
 
 def _axes(function: str, points: Tensor, size: Sequence[int]) -> list[tuple[Tensor, int]]:
     """Each coordinate with the length of its axis, x first."""
-    check_tensor(function, "what it is given", points, "(..., d)")
-    return list(zip(points.unbind(-1), checked_size(function, size, points.shape[-1])[::-1], strict=True))
+    check_tensor(function, "points", points, "(..., 2) or (..., 3)")
+    if points.shape[-1:] not in ((2,), (3,)):
+        raise ValueError(f"{function}: points must have shape (..., 2) or (..., 3), got {tuple(points.shape)}")
+    return list(zip(points.unbind(-1), checked_size(function, size, points.shape[-1], "size")[::-1], strict=True))

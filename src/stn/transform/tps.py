@@ -18,7 +18,10 @@ def regular_control_points(k: int, like: Tensor | None = None) -> Tensor:
 
     Shapes: (K, 2) as (x, y), rows from the top, x fastest; of the type and on the device of `like` (then it may be kept
     for other calls, and is not to be changed in place), else float64.
+    Raises: ValueError for k below 2.
     """
+    if k < 2:
+        raise ValueError(f"regular_control_points: k must be 2 or more, got {k}")
     if like is None:
         return torch.tensor(_control_points(k), dtype=torch.float64)
     return constant(_make_control_points, (k,), like)

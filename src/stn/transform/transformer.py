@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stn.transform.arguments import check_theta, checked_size
 from stn.transform.grids import affine3d_grid, affine_grid, attention_grid, projective_grid
+from stn.transform.precision import full_precision
 from stn.transform.sampling import check_sampler, sample
 from stn.transform.tps import regular_control_points, tps_grid
 
@@ -41,6 +42,7 @@ def fixed_attention(scale: float) -> Transformation:
     return Transformation(f"attention_{scale:g}", functools.partial(_fixed_attention_grid, scale), (0.0, 0.0))
 
 
+@full_precision
 def _fixed_attention_grid(scale: float, theta: Tensor, out_size: Sequence[int]) -> Tensor:
     check_theta("fixed_attention", theta, (2,))
     return attention_grid(torch.cat([torch.full_like(theta[:, :1], scale), theta], dim=1), out_size)
@@ -100,7 +102,7 @@ class SpatialTransformer(nn.Module):
                 raise ValueError(f"transformation must be one of {list(TRANSFORMATIONS)}, got {transformation!r}")
             transformation = TRANSFORMATIONS[transformation]
         identity = torch.tensor(transformation.identity, dtype=torch.float64)
-        initial = identity if initial_theta is None else initial_theta
+        initial = identity if initial_theta is None else torch.as_tensor(initial_theta)
         if tuple(initial.shape) != transformation.shape:
             raise ValueError(
                 f"initial_theta of {transformation.name} must have shape {transformation.shape}, "
