@@ -14,6 +14,7 @@ def run(settings, *more, **named) -> dict:
     return record
 
 
+ELAPSED = {"wall_s", "images_per_s", "finished_at"}  # what differs between the records of equal runs
 NAMES = {"name", "family"}  # by which a group is found
 SGD = {"name": "sgd", "lr": 0.006, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
 MUON = {"name": "muon", "lr": 0.002, "weight_decay": 0.1}

@@ -11,13 +11,7 @@ from stn.data import digit_struct
 from stn.data.digit_struct import HouseNumber, cached_digit_struct, read_digit_struct, reading_order
 from stn.data.errors import DataError
 from stn.data.svhn_standin import write_digit_struct
-
-
-def check_error(error, *parts):
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
+from tests.errors import check_error
 
 
 def same(a, b):

@@ -382,6 +382,19 @@ def test_p_and_e_draw_the_stated_scales_and_movements(name, points, sigma_px):
     torch.testing.assert_close(still(images, generator())[:, 0], images / 255, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["rts", "p", "e", "tc"])
+def test_what_is_drawn_of_a_digit_is_drawn_independently(name):
+    n = 4000
+    params = distortion(name).sample(smooth_digits(1).expand(n, 28, 28), generator())
+    if name == "tc":
+        params = params._replace(patch_donor=(params.patch_donor - torch.arange(n)[:, None]) % n)
+    columns = torch.cat([part.reshape(n, -1).double() for part in params], dim=1)
+    columns = columns[:, columns.std(0) > 0].numpy()  # rts draws 4 numbers, p 9, e 33, tc 32
+    assert columns.shape[1] == {"rts": 4, "p": 9, "e": 33, "tc": 32}[name]
+    correlation = np.corrcoef(columns.T) - np.eye(columns.shape[1])
+    assert abs(correlation).max() < 5 / np.sqrt(n)
+
+
 def paste(images, params, canvas, patch_px, how):
     out = np.zeros((len(images), canvas, canvas), dtype=np.uint8)
     for picture, image, (x, y), donors, cuts, places in zip(out, images, *params, strict=True):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 from stn.data import download
 from stn.data.download import MARKER, extract_tar, fetch, is_extracted, verify
 from stn.data.errors import DataError
+from tests.errors import check_error
+from tests.processes import wait_until
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -33,6 +36,7 @@ class Site:
         self.announce = True
         self.status = None
         self.requests = []  # the Range header of each
+        self.before = lambda: None  # called before a file is sent
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         site.requests.append(asked)
         if site.status or self.path != "/file":
             return self.send_error(site.status or 404)
+        site.before()
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and site.ranges else 0
         if asked and start >= len(site.content):
             return self.send_error(416)
@@ -83,13 +88,6 @@ def site(monkeypatch):
 
 def names(folder):
     return sorted(p.name for p in folder.iterdir())
-
-
-def check_error(error, *parts):
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
@@ -209,15 +207,19 @@ def test_a_wrong_local_file_is_named_and_kept(site, tmp_path):
 
 
 def test_two_processes_download_once(site, tmp_path):
-    script = "from pathlib import Path; from stn.data.download import fetch; "
-    script += f"fetch([{site.url!r}], Path({str(tmp_path / 'file')!r}), {MD5!r})"
+    """The first waits for its content until the second has begun to wait for the lock."""
+    script = "from pathlib import Path; from stn.data.download import fetch; import sys; Path(sys.argv[1]).touch(); "
+    script += f"fetch([{site.url!r}], Path({str(tmp_path / 'to' / 'file')!r}), {MD5!r})"
     env = os.environ | {"PYTHONPATH": str(SOURCE_ROOT)}
-    both = [subprocess.Popen([sys.executable, "-c", script], env=env, stderr=-1, text=True) for _ in range(2)]
+    begun = [tmp_path / "begun" / name for name in "ab"]
+    begun[0].parent.mkdir()
+    site.before = lambda: (wait_until(lambda: all(file.exists() for file in begun), 60), time.sleep(0.5))
+    both = [subprocess.Popen([sys.executable, "-c", script, file], env=env, stderr=-1, text=True) for file in begun]
     for process in both:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
-    assert (len(site.requests), names(tmp_path)) == (1, ["file"])
-    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert (len(site.requests), names(tmp_path / "to")) == (1, ["file"])
+    assert (tmp_path / "to" / "file").read_bytes() == CONTENT
 
 
 # Archives

@@ -18,6 +18,7 @@ import torchvision
 from stn.data import download, mnist
 from stn.data.errors import DataError
 from stn.data.mnist import Digits, holdout, load_mnist, prepare_mnist
+from tests.errors import check_error
 
 NAMES = tuple(mnist.MNIST_MD5)
 SOURCE_ROOT = Path(mnist.__file__).parents[2]
@@ -105,13 +106,6 @@ def write(folder, files, as_gz=False):
 
 def written(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-
-
-def check_error(error, *parts):
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
 
 
 @pytest.mark.parametrize("place", [".", "MNIST/raw"])

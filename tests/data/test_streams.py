@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.spatial.transform import Rotation
 
 from stn.data.distortions import DISTORTIONS, distortion
 from stn.data.mnist import Digits
@@ -134,6 +137,20 @@ def test_a_shift_moves_the_plate_along_x_y_z():
     moved = extrude(digits(1).images, rotation_matrix(zero, zero, zero), shift, (32,) * 3, (28 / 32, 6 / 32))[0, 0]
     expected = torch.roll(upright(digits(1).images)[0, 0], (-3, 2, 4), dims=(0, 1, 2))
     assert torch.allclose(moved, expected, atol=1e-4)
+
+
+def test_digits_are_turned_about_each_axis_and_placed_within_the_room_uniformly():
+    ours = ExtrudedDigits(digits(50), digits(30), size_voxels=16, digit_voxels=8, thickness_voxels=2)
+    inverse, offset = ours.draw(1000, torch.Generator().manual_seed(0)).src_from_out[:, 0].double().split((3, 1), dim=2)
+    rotation = inverse.mT
+    angles_deg = Rotation.from_matrix(rotation.numpy()).as_euler("xyz", degrees=True)  # about fixed axes: x, y, z
+    shift = -(rotation @ offset)[:, :, 0].numpy() * 8  # in voxels
+    room = 8 - np.hypot(np.sqrt(2) * 4 * 20 / 28, 1)  # to the sphere around the plate's inner part
+    for axis in range(3):
+        assert stats.kstest(angles_deg[:, axis], stats.uniform(-45, 90).cdf).pvalue > 1e-4
+        assert stats.kstest(shift[:, axis], stats.uniform(-room, 2 * room).cdf).pvalue > 1e-4
+    drawn = np.concatenate([angles_deg, shift], axis=1)
+    assert abs(np.corrcoef(drawn.T) - np.eye(6)).max() < 5 / np.sqrt(len(drawn))
 
 
 def test_turned_and_placed_digits_stay_inside_the_volume():

@@ -18,6 +18,7 @@ from stn.data.subset import Part, check_part, place_part, read_part
 from stn.data.svhn import load_svhn, prepare_svhn_part
 from stn.data.svhn_standin import write_digit_struct, write_standin
 from stn.results.tables import load_table
+from tests.errors import check_error
 
 TABLES = Path(__file__).parents[2] / "conf" / "table"
 PICTURES = Path(__file__).parents[2] / subset.NEARBY
@@ -30,13 +31,6 @@ def md5(path):
 
 def part_of(folder, names, **checksums):
     return Part("toy", {name: md5(folder / name) for name in names}, checksums)
-
-
-def check_error(error, *parts):
-    message = str(error.value)
-    assert "\n" not in message
-    for piece in parts:
-        assert str(piece) in message
 
 
 @pytest.fixture(autouse=True)

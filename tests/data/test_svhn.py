@@ -17,6 +17,7 @@ from stn.data.svhn import NumberCrops, holdout, load_svhn, prepare_svhn
 from stn.data.svhn_crops import build_crops, crop_number
 from stn.data.svhn_standin import write_digit_struct, write_standin
 from stn.tasks.classification import cross_entropy, is_wrong
+from tests.errors import check_error
 
 N = 40
 
@@ -30,13 +31,6 @@ def drawn(tmp_path_factory):
 @pytest.fixture
 def split(drawn, tmp_path):
     return shutil.copytree(drawn, tmp_path / "SVHN" / "train")
-
-
-def check_error(error, *parts):
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message
 
 
 def same(a, b):

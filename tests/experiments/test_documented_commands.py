@@ -8,11 +8,12 @@ from functools import cache
 
 import pytest
 
-from experiments import cli, train
+from experiments import cli, reproduce, sweep, train
 from experiments.config import CONF, compose_config, resolved, run_of
 from experiments.grid import jobs_of
 from stn.data.mnist import holdout
 from stn.families import network
+from stn.many import search as searching
 from stn.results.records import read_records
 from stn.settings import check_batch
 
@@ -32,6 +33,7 @@ def shown():
 
 
 COMMANDS = sorted(set(shown()))
+TARGETS = sorted(set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)))
 
 
 @cache
@@ -60,8 +62,14 @@ def _check(verb, arguments):
         return
     config = compose_config(verb, overrides)
     if verb == "reproduce":
-        check_batch(resolved(cli.OmegaConf.merge(config, {"protocol": None})))
-    if verb in ("train", "reproduce", "sweep"):
+        settings = resolved(cli.OmegaConf.merge(config, {"protocol": None})) | {"protocol": config.protocol.name}
+        check_batch(settings)
+        assert reproduce._cells(reproduce._spec(settings), settings)
+        return
+    if verb == "sweep":
+        search = sweep._search(config)
+        searching.check(search)
+        network(search.run)
         return
     wanted = cli.named(config, verb)
     cli.check_kinds(wanted, cli.keys(verb))
@@ -84,9 +92,7 @@ def test_a_command_is_taken_as_it_stands(page, command):
         _check(verb, arguments)
 
 
-@pytest.mark.parametrize(
-    "target", sorted(set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.M)))
-)
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_target_of_make_calls_verbs_that_take_its_arguments(target):
     given = "ARGS='sweep=localiser task=mnist_e'" if target == "sweep" else ""
     for verb, arguments in _verbs(f"make {target} {given}"):
@@ -115,7 +121,7 @@ def test_a_training_of_the_readme_ends_in_its_records(command, toy_mnist, monkey
 
 def test_the_help_of_make_names_every_target():
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {line.split()[0] for line in said.splitlines()} >= {"reproduce", "test", "setup", "tables", "data"}
+    assert {line.split()[0] for line in said.splitlines()} == {*TARGETS}
 
 
 @pytest.mark.parametrize(("name", "path"), [("stn", "/conda/envs/stn/bin/python"), ("base", ".venv/bin/python")])

@@ -36,11 +36,20 @@ def test_weights_tested_again_say_what_their_record_says(trained, tmp_path):
         assert again.record == record
         same = evaluate.run_of_weights(again, {"data_dir": "nowhere"})
         assert (same.config, same.key) == (settings.config, settings.key)
+    before = {path: path.stat().st_mtime_ns for path in settings.results_dir.rglob("*")}
     module = measure(again, same)
     for name in ("test/error_pct", "test/loss", "test/grid_inside"):
         assert module.metrics[name] == pytest.approx(record["metrics"][name], rel=1e-6)
-    before = {path: path.stat().st_mtime_ns for path in settings.results_dir.rglob("*")}
     assert before == {path: path.stat().st_mtime_ns for path in settings.results_dir.rglob("*")}
+
+
+def test_weights_of_changed_settings_are_found_with_their_record(toy_mnist, settings_of):
+    usual = settings_of("mnist_r", "fcn")
+    variant = settings_of("mnist_r", "fcn", steps=20).variant(of=usual)
+    record = run(variant)
+    for source in (variant.record_file, variant.folder):
+        assert find(source, output_dir=variant.output_dir).record == record
+    assert find(variant.folder, usual.results_dir).record == record
 
 
 def test_a_model_file_is_whole_in_itself_and_half_as_wide_as_good(trained, tmp_path):
@@ -85,7 +94,7 @@ def test_the_verb_draws_and_records_nothing(trained, tmp_path, capsys):
     settings, _ = trained
     wanted = {"weights": str(settings.folder), "task": "mnist_p", "evaluate": None, "data_dir": "d", "device": "cpu"}
     wanted |= {"results_dir": str(settings.results_dir), "output_dir": str(settings.output_dir), "threads": 1}
-    records = sorted(settings.results_dir.rglob("*.json"))
+    records = {path: path.read_bytes() for path in settings.results_dir.rglob("*.json")}
     evaluate.evaluate(wanted)
     said = capsys.readouterr().out
     picture = Path(said.splitlines()[-1].removeprefix("wrote "))
@@ -93,7 +102,7 @@ def test_the_verb_draws_and_records_nothing(trained, tmp_path, capsys):
     with Image.open(picture) as drawn:
         assert drawn.size[0] > 300
     assert picture.is_relative_to(settings.output_dir)
-    assert sorted(settings.results_dir.rglob("*.json")) == records
+    assert {path: path.read_bytes() for path in settings.results_dir.rglob("*.json")} == records
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere.json", f"nowhere{SUFFIX}"])

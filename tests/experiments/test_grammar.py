@@ -1,6 +1,5 @@
 """Every verb reads key=value, explains itself, and works in any folder, whatever signs are in its name."""
 
-import ast
 import os
 import re
 import subprocess
@@ -185,25 +184,3 @@ def test_what_is_not_key_value_is_told_from_what_is():
     flags, overrides = cli.command_line([*given, *(f"{name}=x" for name in keys("train") if "dir" in name)], "train")
     assert flags == ["--multirun"]
     assert overrides[:4] == ["task=mnist_r", "seed=0,1", "~model", "+x.y=1"]
-
-
-# -- files ----------------------------------------------------------------------------------------------------------
-
-
-def _text_calls_without_encoding(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call):
-            continue
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        modes = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        of_text = name in ("read_text", "write_text") or (
-            name == "open" and any(set(mode) <= set("rwax+t") and mode for mode in modes)
-        )
-        if of_text and "encoding" not in {keyword.arg for keyword in node.keywords}:
-            yield f"{path.relative_to(ROOT)}:{node.lineno}"
-
-
-def test_text_is_read_and_written_as_utf8():
-    paths = [p for folder in ("src", "experiments") for p in (ROOT / folder).rglob("*.py")]
-    paths = [p for p in paths if "results" not in p.parts]
-    assert [place for path in paths for place in _text_calls_without_encoding(path)] == []

@@ -52,7 +52,7 @@ def call(monkeypatch, capsys, overrides):
             if cell in broken:
                 yield Finished(index, None, RuntimeError("no\nroom"))
             else:
-                yield Finished(index, [run(settings)], None)
+                yield Finished(index, job([settings], deadline, None), None)
 
     monkeypatch.setattr("stn.many.pool.run_all", one_by_one)
     monkeypatch.setattr("experiments.figures.draw_all", lambda *_: [])  # tested on their own
@@ -191,6 +191,14 @@ def test_a_bad_run_is_replaced_when_asked(call, cell):
     assert call(*only)[0] == []
     assert call(*only, "retry=true")[0] == keys("mnist_e/fcn")
     assert read_record(path)["status"] == "ok"
+
+
+def test_what_is_done_is_done_again_when_forced(call, cell):
+    path = put(cell("mnist_e/fcn"))
+    only = ("tasks=[mnist_e]", "models=[fcn]")
+    assert call(*only)[0] == []
+    assert call(*only, "force=true")[0] == keys("mnist_e/fcn")
+    assert read_record(path)["finished_at"] > "2025-01-01T00:00:00+00:00"
 
 
 def test_a_record_of_other_settings_counts_as_missing_and_is_replaced(call, cell):

@@ -14,6 +14,7 @@ from zygote import Child, write_toy_digits
 
 from stn.data.staging import staging
 from stn.results.records import read_record
+from tests.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +71,8 @@ def stage(parent: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_works_in_is_not(tmp_path):
     child = Child(tmp_path, stage, tmp_path)
-    while not (tmp_path / "ready").exists():
-        assert child.process.exitcode is None, child.said.read_text()
-        time.sleep(0.02)
+    wait_until(lambda: (tmp_path / "ready").exists() or child.process.exitcode is not None, 60)
+    assert child.process.exitcode is None, child.said.read_text()
     (left,) = tmp_path.glob(".work-*")
     with staging(tmp_path, ".work-") as mine:
         assert sorted(tmp_path.glob(".work-*")) == sorted([left, mine])

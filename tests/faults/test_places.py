@@ -13,6 +13,7 @@ from stn.results.records import read_record
 from stn.train import run as run_module
 from stn.train.claim import claimed
 from stn.train.stopped import Busy
+from tests.processes import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,8 @@ def test_a_run_that_another_command_has_finished_meanwhile_is_not_trained_again(
 
 def test_a_second_training_of_a_run_is_refused_in_a_line(digits, tmp_path, settings_of):
     child = Child(tmp_path, train_runs, digits, [[small_run(digits, "fcn", steps=100_000)]])
-    while not list(tmp_path.rglob("last.ckpt")):
-        assert child.process.exitcode is None, child.said.read_text()
-        child.process.join(0.05)
+    wait_until(lambda: list(tmp_path.rglob("last.ckpt")) or child.process.exitcode is not None, 300)
+    assert child.process.exitcode is None, child.said.read_text()
     settings = settings_of("mnist_r", "fcn", f"output_dir={tmp_path / 'outputs'}")
     with pytest.raises(Busy, match="give the same command again when that has ended"), claimed([settings]):
         pass

@@ -5,6 +5,7 @@ import tarfile
 
 import pytest
 
+from experiments import records as verb
 from stn.results.archive import merge, pack
 from stn.results.records import RecordError, read_records, record_path, run_key, write_records
 
@@ -16,6 +17,18 @@ def three(tmp_path, record):
     for one in records:
         write_records({record_path(tmp_path / "home", run_key(one)): one})
     return tmp_path / "home", records
+
+
+def test_the_verb_packs_and_merges_and_says_how_many(tmp_path, three, capsys):
+    home, there, archive = three[0], tmp_path / "there", tmp_path / "a.tgz"
+    verb.records({"pack": str(archive), "merge": None, "results_dir": str(home)})
+    verb.records({"pack": None, "merge": str(archive), "results_dir": str(there)})
+    said = capsys.readouterr().out
+    assert f"3 records in {archive}" in said
+    assert "3 new records, 0 were there already" in said
+    assert read_records(there) == read_records(home)
+    with pytest.raises(ValueError, match="either pack"):
+        verb.records({"pack": str(archive), "merge": str(archive), "results_dir": str(home)})
 
 
 def tar_of(path, members):

@@ -124,6 +124,15 @@ def test_the_rival_that_leaves_it_open_is_named_not_the_nearest(judge, runs):
     assert result.evidence.startswith("foremost rival fcn: ")
 
 
+def test_the_rival_that_is_better_for_certain_is_named_with_the_fewest_seeds_and_what_was_left_out(judge, runs, bad):
+    """The other's interval reaches further up, over two seeds that disagree."""
+    records = runs(TPS, 10, 10, 10) + runs(AFFINE, 2, 2, 2) + runs("fcn", 5, 100) + [bad(model="fcn", seed=2)]
+    result = judge(BEST, records)
+    assert (result.outcome, result.n_seeds) == ("fails", (2, 2))
+    assert result.evidence.startswith(f"foremost rival {AFFINE}: +0.80 pp")
+    assert result.evidence.endswith("; left out: fcn seed 2 collapsed")
+
+
 def test_best_of_with_a_rival_missing(judge, runs):
     result = judge(BEST, runs(AFFINE, 40, 40) + runs(TPS, 10, 10))
     assert result.outcome == "missing"
@@ -170,10 +179,15 @@ def test_metric_below_a_share(judge, record, share, outcome):
         ((99,), "undecided"),
     ],
 )
-def test_metric_at_least(judge, record, values, outcome):
+def test_metric_at_least(judge, record, bad, values, outcome):
     records = [record(AFFINE, seed=seed, metrics={"m": float(value)}) for seed, value in enumerate(values)]
     result = judge(f"kind: metric_at_least, tasks: [mnist_r], models: [{AFFINE}], metric: m, at_least: 96", records)
     assert result.outcome == outcome
+    left_out = judge(
+        f"kind: metric_at_least, tasks: [mnist_r], models: [{AFFINE}], metric: m, at_least: 96",
+        [*records, bad(model=AFFINE, seed=7)],
+    )
+    assert (left_out.outcome, left_out.evidence) == (outcome, f"{result.evidence}; left out: {AFFINE} seed 7 collapsed")
     without = [record(AFFINE, metrics={"other": 1.0})]
     assert (
         judge(f"kind: metric_at_least, tasks: [mnist_r], models: [{AFFINE}], metric: m, at_least: 96", without).outcome

@@ -92,6 +92,12 @@ def test_seeds_that_disagree_widen_the_interval():
     assert agree.mean_pp == pytest.approx(-1.0)
     assert disagree.mean_pp == pytest.approx(-1.0)
     assert agree.high_pp < 0 < disagree.high_pp
+    # by digit a third of -100, of -100 and so on: 40 are wrong in all seeds, 40 in two of them, 20 in one (against 100)
+    by_digit = np.concatenate([np.zeros(40), np.full(40, -100 / 3), np.full(20, -200 / 3), np.full(20, 100 / 3)])
+    squares = ((by_digit + 1) ** 2).sum() + (2000 - len(by_digit)) + 100**2
+    digits, seeds = np.sqrt(squares) / 2000, np.std([-3, -1, 1], ddof=1) / np.sqrt(3)
+    half_width = np.hypot(stats.t.ppf(0.975, 1999) * digits, stats.t.ppf(0.975, 2) * seeds)
+    assert disagree.high_pp == pytest.approx(-1 + half_width)
 
 
 @pytest.mark.parametrize("ks", [(79, 80, 81), (60, 80, 90), (99, 100, 101)])

@@ -18,7 +18,7 @@ from stn.settings import RunSettings
 from stn.tasks.colocalisation import Colocalisation, iou
 from stn.train import checkpoints
 from stn.train.stopped import Interrupted
-from tests.tiny import run, unread
+from tests.tiny import ELAPSED, run, unread
 
 CANVAS = 48
 
@@ -150,9 +150,8 @@ def test_an_interrupted_run_ends_at_the_numbers_of_an_uninterrupted_one(
     seen = []
     resumed = run(settings, progress=seen.append)
     assert seen[0] > 10  # it did resume
-    elapsed = {"wall_s", "images_per_s", "finished_at"}
-    assert {k: v for k, v in resumed.items() if k not in elapsed} == {
-        k: v for k, v in whole.items() if k not in elapsed
+    assert {k: v for k, v in resumed.items() if k not in ELAPSED} == {
+        k: v for k, v in whole.items() if k not in ELAPSED
     }
     for name, tensor in torch.load(settings.folder / "weights.pt", weights_only=True).items():
         assert torch.equal(tensor, whole_weights[name]), name

@@ -52,13 +52,15 @@ def test_local_workers_share_the_gpus_of_this_machine(monkeypatch, tmp_path):
     assert sorted(event.records[0] for event in ended) == ["3", "5"]
 
 
-def test_a_lost_local_worker_costs_its_own_job_alone(monkeypatch, tmp_path):
+def test_a_local_job_that_raises_is_lost_or_is_late_costs_itself_alone(monkeypatch, tmp_path):
     (tmp_path / "job_that_is_lost.py").write_text(
         "import os, signal\n"
         "def job(stack, deadline, progress):\n"
         "    progress(7)\n"
         "    if stack[0] in 'ad':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if stack[0] == 'c':\n"
+        "        raise ValueError('no room')\n"
         "    return [(stack[0], os.environ['CUDA_VISIBLE_DEVICES'])]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -66,8 +68,11 @@ def test_a_lost_local_worker_costs_its_own_job_alone(monkeypatch, tmp_path):
     job = importlib.import_module("job_that_is_lost").job
     events = list(pool.run_all([[name] for name in "abcde"], 2, job=job))
     ended = sorted((event for event in events if isinstance(event, Finished)), key=lambda event: event.index)
-    assert [event.records for event in ended] == [None, [("b", "3")], [("c", "3")], None, [("e", "3")]]
+    assert [event.records for event in ended] == [None, [("b", "3")], None, None, [("e", "3")]]
     assert all("worker process was lost" in str(ended[k].error) for k in (0, 3))
+    assert (type(ended[2].error), str(ended[2].error)) == (ValueError, "no room")
+    late = list(pool.run_all([["b"], ["e"]], 1, time.time() - 1, job))
+    assert [(event.records, type(event.error)) for event in late] == [(None, OutOfTime)] * 2
     assert {event for event in events if isinstance(event, Progress)} >= {Progress(k, 7) for k in (1, 2, 4)}
 
 

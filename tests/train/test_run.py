@@ -23,10 +23,9 @@ from stn.train import checkpoints
 from stn.train import run as train_run
 from stn.train.outcome import CURVE_POINTS, thinned
 from stn.train.stopped import Interrupted
-from tests.tiny import SGD, STEP, run
+from tests.tiny import ELAPSED, SGD, STEP, run
 
 CANVAS = {"mnist_r": 28, "mnist_rts": 42, "mnist_p": 28, "mnist_e": 28, "mnist_tc": 60}
-ELAPSED = {"wall_s", "images_per_s", "finished_at"}
 VERB = Path(__file__).with_name("toy_verb.py")
 
 
@@ -54,6 +53,12 @@ def numbers(record):
 # The rows of Table 1, each with a task that a few steps make a dent in.
 TASK_OF = {"fcn": "mnist_r", "st_fcn_affine": "mnist_p", "st_fcn_projective": "mnist_p", "st_fcn_tps": "mnist_p"}
 TASK_OF |= {"cnn": "mnist_r", "st_cnn_affine": "mnist_r", "st_cnn_projective": "mnist_p", "st_cnn_tps": "mnist_e"}
+
+
+def test_the_training_loss_of_a_record_is_that_of_the_last_tenth(toy_mnist, settings_of):
+    record = run(settings_of("mnist_r", "fcn", steps=1500, batch_size=4))
+    assert len(record["curve"]["train/loss"]) == 30
+    assert record["metrics"]["train/loss"] == pytest.approx(sum(record["curve"]["train/loss"][-3:]) / 3)
 
 
 @pytest.mark.parametrize(("model", "task"), list(TASK_OF.items()))

@@ -12,9 +12,7 @@ from stn.train import checkpoints
 from stn.train.run import train
 from stn.train.stopped import Interrupted
 from stn.watch.snapshots import EXAMPLES, FILE, SNAPSHOTS, Snapshots, _chosen
-from tests.tiny import run
-
-ELAPSED = {"wall_s", "images_per_s", "finished_at"}
+from tests.tiny import ELAPSED, run
 
 
 def snapshots_of(settings):

@@ -14,9 +14,7 @@ from stn.train import checkpoints
 from stn.train import run as run_module
 from stn.train.run import train
 from stn.train.stopped import Interrupted, OutOfTime
-from tests.tiny import SGD, STEP, run
-
-ELAPSED = {"wall_s", "images_per_s", "finished_at"}
+from tests.tiny import ELAPSED, SGD, STEP, run
 
 
 @pytest.fixture

@@ -289,9 +289,12 @@ def test_a_task_has_its_size(task):
 # -- speed ----------------------------------------------------------------------------------------------------------
 
 
-def test_step_ratios_are_of_the_first_net():
-    nets = {name: NumberReader(32, width=width) for name, width in (("narrow", 0.125), ("wide", 0.5))}
+def test_step_ratios_are_of_the_first_net_turn_by_turn(monkeypatch):
+    nets = {name: NumberReader(32, width=width) for name, width in (("narrow", 0.125), ("wide", 0.25))}
+    seconds = iter([9.0, 1.0, 1.0, 2.0, 3.0, 9.0, 2.0, 8.0])  # the first turn does not count
+    monkeypatch.setattr("stn.bench.networks._step_s", lambda net, images: next(seconds))
     rows = step_ratios(nets, torch.rand(2, 3, 32, 32), repeats=3)
-    assert rows["narrow"]["ratio"] == 1
-    assert rows["wide"]["ratio"] > 1.5
-    assert len(rows["wide"]["ratios"]) == 3
+    assert rows["narrow"] == {"ms": 2000, "ratio": 1, "ratios": [1, 1, 1]}
+    assert rows["wide"] == {"ms": 8000, "ratio": 3, "ratios": [2, 3, 4]}
+    monkeypatch.undo()
+    assert step_ratios(nets, torch.rand(2, 3, 32, 32), repeats=1)["wide"]["ms"] > 0
