@@ -74,6 +74,7 @@ def test_a_second_derivative_is_refused():
 @pytest.mark.parametrize("side", SECOND_LAYER)
 def test_the_layer_is_nn_conv2d_whichever_way_it_takes(side, batch, monkeypatch):
     taken = []
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(frequency, "by_frequency", lambda *of: taken.append(ask(*of)) or taken[-1])
     layer, image = FrequencyConv2d(64, 48, 7), torch.randn(batch, 64, side, side)
     plain = nn.Conv2d(64, 48, 7)
@@ -116,6 +117,7 @@ def test_layers_of_few_channels_do_not_take_it():
 
 def test_autocast_other_types_and_processors_without_mkl_go_the_direct_way(monkeypatch):
     image, weight = torch.empty(128, 64, 17, 17), torch.empty(64, 64, 7, 7)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert frequency.by_frequency(image, weight)
     assert not frequency.by_frequency(image.double(), weight.double())
     assert not frequency.by_frequency(image.to("meta"), weight.to("meta"))

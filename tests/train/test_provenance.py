@@ -23,7 +23,8 @@ def test_versions_are_those_installed(monkeypatch):
     assert found == {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "pytorch-lightning", "numpy")}
 
 
-def test_which_way_convolutions_went_and_with_which_instructions():
+def test_which_way_convolutions_went_and_with_which_instructions(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert arithmetic(Fcn((1, 42, 42), (8, 64))).keys() == {"instructions"}
     net = Cnn((1, 42, 42), (8, 64))
     with torch.no_grad():
