@@ -120,7 +120,9 @@ def test_a_training_of_the_readme_ends_in_its_records(command, toy_mnist, monkey
 
 
 def test_the_help_of_make_names_every_target():
-    said = subprocess.run(["make", "help", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["make", "help", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[0] for line in said.splitlines()} == {*TARGETS}
 
 
