@@ -229,8 +229,10 @@ def shares(settings: RunSettings, repeats: int = 9) -> dict[str, float]:
         parts["classifier"] = lambda: net(images).sum().backward()
     cross_entropy(net(images), module.draw_batch().labels).backward()
     parts["optimiser"] = optimiser.step
-    on = module.device
-    return {name: 1000 * statistics.median(time_s(part, 3, on) for _ in range(repeats)) for name, part in parts.items()}
+    device = module.device
+    return {
+        name: 1000 * statistics.median(time_s(part, 3, device) for _ in range(repeats)) for name, part in parts.items()
+    }
 
 
 def step_flop(settings: RunSettings) -> int:

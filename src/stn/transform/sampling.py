@@ -37,8 +37,8 @@ def sample(
     0 (``padding="zeros"``) or the nearest border pixel (``"border"``). A point that is not a number reads NaN.
     Deviation: with ``antialias=True`` a point is read from a mipmap of the image, at the level at which neighbouring
     grid points are about one pixel apart (along an output axis of one pixel there are none, and nothing is averaged).
-    The paper names the aliasing of a shrinking bilinear kernel
-    (Sect. 3.4) and leaves it. The level itself is not differentiated.
+    The paper names the aliasing of a shrinking bilinear kernel (Sect. 3.4) and leaves it. The level itself is not
+    differentiated.
     """
     check_sampler(kernel, padding)
     if not isinstance(image, Tensor):
